@@ -1,0 +1,85 @@
+# Needs make and any python3 from 3.10. Everything else goes into .venv and .services.
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip -qq --disable-pip-version-check
+SPHINX = $(BIN)/sphinx-build -q -W -n --keep-going -b html docs docs/_build/html
+MATRIX = ends
+ARGS =
+
+.NOTPARALLEL:
+.PHONY: help demo test lint types dist installed docs bench matrix clean
+
+help:
+	@echo "make demo     see it work: one worker, one batch task, what it saves"
+	@echo "make test     everything that has to hold: lint, types, package, tests, coverage, docs"
+	@echo "make lint     ruff, and the changelog fragments"
+	@echo "make types    mypy --strict"
+	@echo "make dist     sdist and wheel in dist/, checked"
+	@echo "make docs     the documentation, in docs/_build/html"
+	@echo "make bench    the benchmarks"
+	@echo "make matrix   the tests on every Python found here, with the oldest and newest Celery"
+	@echo "              (MATRIX=full: with every Celery)"
+	@echo "make clean    remove all of the above, and stop the services that were started"
+	@echo "Options: PYTHON=python3.12 (for a new .venv), ARGS='tests/unit -k buffer' (for pytest)"
+
+# The tools and what the tests need, installed anew when pyproject.toml changes.
+$(VENV)/tools.stamp: pyproject.toml
+	$(PYTHON) scripts/venv.py $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install --upgrade . --group package --group dev
+	@touch $@
+
+$(VENV)/matrix.stamp: $(VENV)/tools.stamp
+	$(PIP) install --upgrade --group matrix
+	@touch $@
+
+test: lint types installed
+	rm -f .coverage .coverage.*
+	$(BIN)/python scripts/services.py run $(BIN)/coverage run $(BIN)/pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	$(SPHINX)
+
+lint: $(VENV)/tools.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/towncrier build --draft --version unreleased >/dev/null
+
+types: $(VENV)/tools.stamp
+	$(BIN)/mypy --strict
+
+dist: $(VENV)/tools.stamp
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	$(BIN)/twine check --strict dist/*
+
+# The wheel in place of the source tree: a file left out of it is missed here, not by a user.
+installed: dist
+	$(PIP) install --no-deps --force-reinstall dist/*.whl
+	$(BIN)/python scripts/check_installed.py
+
+docs: installed
+	$(SPHINX)
+
+matrix: $(VENV)/matrix.stamp
+	$(BIN)/python scripts/services.py run $(BIN)/python scripts/matrix.py $(MATRIX)
+
+demo: .venv-demo/demo.stamp
+	@.venv-demo/bin/python -m pip -qq install --no-deps --force-reinstall .
+	@.venv-demo/bin/python demo/demo.py
+
+.venv-demo/demo.stamp: pyproject.toml
+	$(PYTHON) scripts/venv.py .venv-demo
+	.venv-demo/bin/python -m pip -qq install . "kombu[redis]"
+	@touch $@
+
+bench: installed
+	@test -f benchmarks/run.py || { echo "Benchmarks live in benchmarks/; there is no benchmarks/run.py yet."; exit 2; }
+	$(BIN)/python scripts/services.py run $(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:
+	-test ! -d .services || $(PYTHON) scripts/services.py down
+	rm -rf $(VENV) .venv-demo .services .tox .coverage .coverage.* .hypothesis .mypy_cache
+	rm -rf .pytest_cache .ruff_cache dist build docs/_build htmlcov

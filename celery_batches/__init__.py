@@ -1,0 +1,10 @@
+"""Batch tasks for Celery: calls are buffered in the worker, and the body gets them as a list."""
+
+from importlib.metadata import version
+
+from .request import SimpleRequest
+from .task import Batches
+
+__all__ = ("Batches", "SimpleRequest")
+
+__version__ = version("celery-batches")

@@ -1,0 +1,128 @@
+"""One batch on its way through the pool and back. Runs in the worker's main process.
+
+The worker takes a `BatchJob` for a request: the pool runs it as one task. What becomes of it is
+told to each member by the callbacks of Celery's own ``Request``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import ref
+
+from celery.exceptions import TaskRevokedError
+from celery.utils.log import get_logger
+from kombu.utils.uuid import uuid
+
+from .request import SimpleRequest
+from .trace import Report, trace_batch
+
+__all__ = ("BatchJob",)
+
+logger = get_logger(__name__)
+
+
+class BatchJob:
+    """A batch, as the worker hands it to the pool.
+
+    Arguments:
+        task: The batch task.
+        requests: The ``celery.worker.request.Request`` of each member.
+        trigger: Why the batch was flushed.
+        hostname: Node name of the worker.
+        on_released: Called once, when the broker counts none of the members any more.
+        body_args: Positional arguments for the body, if not just the members.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        requests: Sequence[Any],
+        *,
+        trigger: str,
+        hostname: str,
+        on_released: Callable[[], None],
+        body_args: tuple[Any, ...] | None = None,
+    ) -> None:
+        self.id: str = uuid()
+        self.task = task
+        self.requests = requests
+        self.trigger = trigger
+        self.hostname = hostname
+        self._on_released: Callable[[], None] | None = on_released
+        self._body_args = body_args
+
+    def execute_using_pool(self, pool: Any, **_: Any) -> Any:
+        """Send the batch to the pool, without the members that were revoked or have expired.
+
+        Raises:
+            celery.exceptions.TaskRevokedError: If no member is left.
+        """
+        self.requests = [request for request in self.requests if not request.revoked()]
+        if not self.requests:
+            self._release()
+            raise TaskRevokedError(self.id)
+        time_limit, soft_time_limit = self._time_limits()
+        members = [SimpleRequest.from_request(request) for request in self.requests]
+        result = pool.apply_async(
+            trace_batch,
+            args=(self.task.name, self.id, members, self.trigger, self.hostname, self._body_args),
+            accept_callback=self.on_accepted,
+            timeout_callback=self.on_timeout,
+            callback=self.on_success,
+            error_callback=self.on_failure,
+            soft_timeout=soft_time_limit,
+            timeout=time_limit,
+            correlation_id=self.id,
+        )
+        if result is not None:
+            for request in self.requests:
+                # Where `Request.terminate` looks for the pool's handle.
+                request._apply_result = ref(result)
+        return result
+
+    def _time_limits(self) -> tuple[float | None, float | None]:
+        """Hard and soft limit in seconds: the tightest of the members', else the task's."""
+        hard = min((r.time_limits[0] for r in self.requests if r.time_limits[0]), default=None)
+        soft = min((r.time_limits[1] for r in self.requests if r.time_limits[1]), default=None)
+        return hard or self.task.time_limit, soft or self.task.soft_time_limit
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """The pool has started on the batch."""
+        self._tell(lambda request: request.on_accepted(pid, time_accepted))
+        if not self.task.acks_late:
+            self._release()
+
+    def on_success(self, returned: tuple[list[Report], float], **_: Any) -> None:
+        """The pool has a report for each member."""
+        reports, runtime = returned
+        for request, (failed, retval) in zip(self.requests, reports, strict=True):
+            self._tell_one(request.on_success, (failed, retval, runtime))
+        self._release()
+
+    def on_failure(self, exc_info: Any) -> None:
+        """The pool could not run the batch, or lost the process that did."""
+        self._tell(lambda request: request.on_failure(exc_info))
+        self._release()
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """The batch has reached a time limit."""
+        self._tell(lambda request: request.on_timeout(soft, timeout))
+        if not soft:
+            self._release()
+
+    def _tell(self, callback: Callable[[Any], Any]) -> None:
+        for request in self.requests:
+            self._tell_one(callback, request)
+
+    def _tell_one(self, callback: Callable[..., Any], argument: Any) -> None:
+        """Call one member's callback; an error in it is not its neighbours' concern."""
+        try:
+            callback(argument)
+        except Exception as exc:
+            logger.exception("Batch %s[%s]: %r", self.task.name, self.id, exc)
+
+    def _release(self) -> None:
+        on_released, self._on_released = self._on_released, None
+        if on_released is not None:
+            on_released()

@@ -1,0 +1,108 @@
+"""Runs one call here and now, as a batch of one. Runs in the caller's process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import states
+from celery._state import _task_stack
+from celery.result import EagerResult
+from celery.utils.functional import maybe_list
+from celery.utils.nodenames import gethostname
+
+from .request import SimpleRequest
+from .trace import BatchTrace
+
+__all__ = ("apply_eagerly",)
+
+
+def apply_eagerly(
+    task: Any,
+    task_id: str,
+    args: Any,
+    kwargs: Any,
+    *,
+    propagate: bool,
+    loglevel: int | None,
+    logfile: str | None,
+    **context: Any,
+) -> EagerResult:
+    """Run a call of a batch task as a batch of one, which goes by the id of the call.
+
+    Arguments:
+        task: The batch task.
+        task_id: Id of the call.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        propagate: Whether to raise what the body raises.
+        loglevel: For ``task.request.loglevel``.
+        logfile: For ``task.request.logfile``.
+        **context: What else there is to know of the call, as the headers of a message say it.
+
+    Returns:
+        What the body returned.
+    """
+    hostname = gethostname()
+    request = _eager_request(task, task_id, args, kwargs, hostname, context)
+    trace = BatchTrace(
+        task=task,
+        requests=[request],
+        batch_id=task_id,
+        trigger="manual",
+        hostname=hostname,
+        loglevel=loglevel,
+        logfile=logfile,
+        eager=True,
+        propagate=propagate,
+    )
+    trace.run()
+    failed = trace.error is not None
+    return EagerResult(
+        task_id,
+        trace.error if failed else trace.retval,
+        trace.state or states.SUCCESS,
+        traceback=trace.einfo.traceback if failed else None,
+        name=task.name,
+    )
+
+
+def _eager_request(
+    task: Any, task_id: str, args: Any, kwargs: Any, hostname: str, context: dict[str, Any]
+) -> SimpleRequest:
+    parent = _task_stack.top
+    parent_request = parent.request if parent else None
+    routing = {key: context.pop(key, None) for key in ("exchange", "routing_key", "priority")}
+    delivery_info = {"is_eager": True, "redelivered": False, **routing}
+    stamped_headers = maybe_list(context.pop("stamped_headers", None))
+    if stamped_headers:
+        context["stamped_headers"] = stamped_headers
+        context["stamps"] = {name: maybe_list(context.pop(name, [])) for name in stamped_headers}
+    limits = [context.pop(f"{kind}time_limit", None) for kind in ("", "soft_")]
+    ignore_result = bool(context.pop("ignore_result", task.ignore_result))
+    request_dict = {
+        "task": task.name,
+        "id": task_id,
+        "root_id": (parent_request and parent_request.root_id) or task_id,
+        "parent_id": parent_request and parent_request.id,
+        "group": context.pop("group_id", None),
+        "timelimit": limits,
+        "ignore_result": ignore_result,
+        "is_eager": True,
+        "hostname": hostname,
+        "delivery_info": delivery_info,
+        "args": args,
+        "kwargs": kwargs,
+        **context,
+    }
+    return SimpleRequest(
+        task_id,
+        context.get("shadow") or task.name,
+        args,
+        kwargs,
+        delivery_info,
+        hostname,
+        ignore_result,
+        context.get("reply_to"),
+        context.get("correlation_id"),
+        request_dict,
+    )

@@ -1,0 +1,47 @@
+"""What the options of a batch task may be. Runs wherever a task is defined."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from math import isfinite
+from numbers import Real
+from typing import Any
+
+from celery.exceptions import ImproperlyConfigured
+
+__all__ = ("check_flush_every", "check_flush_interval")
+
+
+def check_flush_every(task_name: str, value: Any) -> int:
+    """Return the number of requests in a full batch.
+
+    Raises:
+        celery.exceptions.ImproperlyConfigured: If it is not an int of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ImproperlyConfigured(
+            f"Task {task_name!r}: flush_every is {value!r}, but it must be an int of at least 1: "
+            f"the number of requests in a full batch. Set for example flush_every=100."
+        )
+    return value
+
+
+def check_flush_interval(task_name: str, value: Any) -> float:
+    """Return the seconds that a request may wait for its batch to fill.
+
+    Raises:
+        celery.exceptions.ImproperlyConfigured: If it is not a finite number of seconds above 0, or
+            a timedelta of that length.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not _is_wait(seconds):
+        raise ImproperlyConfigured(
+            f"Task {task_name!r}: flush_interval is {value!r}, but it must be a number of seconds "
+            f"above 0 or a datetime.timedelta: how long a request waits for its batch to fill. "
+            f"Set for example flush_interval=10."
+        )
+    return float(seconds)
+
+
+def _is_wait(seconds: Any) -> bool:
+    return bool(seconds > 0) and isfinite(seconds)

@@ -1,0 +1,225 @@
+"""Message -> Request -> buffer -> pool. Runs in the worker's main process.
+
+Celery calls a task's strategy once for each connection to the broker. What `BatchStrategy` holds
+belongs to that connection: when it is lost, the broker delivers the messages again.
+
+Threads: with an event loop, messages, timers and the pool's callbacks take turns on the main
+thread. Without one (in-memory broker; gevent and eventlet), the timer is a thread or a greenlet of
+its own, so the buffer and the armed timer change under one lock only. Batches are sent to the pool
+outside of it: the solo pool runs the body there and then.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from time import monotonic
+from typing import Any
+
+from celery import bootsteps
+from celery.exceptions import InvalidTaskError
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from celery.worker.strategy import default as default_strategy
+
+from .buffer import Batch, Buffer
+from .dispatch import BatchJob
+from .messages import check_message
+from .prefetch import PrefetchRoom
+
+__all__ = ("BatchStrategy", "BatchesStep", "strategy_of")
+
+logger = get_logger(__name__)
+
+#: What a message with nonsense in it makes Celery's own code raise.
+NONSENSE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+class _BufferingConsumer:
+    """The worker's consumer, as Celery's default strategy sees it on behalf of a batch task.
+
+    It is the real one, except for where requests go when they are ready, and that a rate limit is
+    not for single requests.
+    """
+
+    disable_rate_limits = True
+
+    def __init__(self, consumer: Any, on_task_request: Any) -> None:
+        self._consumer = consumer
+        self.on_task_request = on_task_request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def apply_eta_task(self, request: Any) -> None:
+        type(self._consumer).apply_eta_task(self, request)
+
+
+class BatchStrategy:
+    """Buffers the requests of one batch task on one connection, and sends batches to the pool.
+
+    Arguments:
+        task: The batch task.
+        app: The Celery app.
+        consumer: The worker's consumer.
+    """
+
+    def __init__(self, task: Any, app: Any, consumer: Any) -> None:
+        self.task = task
+        self.consumer = consumer
+        self.connection = consumer.connection
+        self._lock = Lock()
+        self._buffer: Buffer[Any] = Buffer(
+            flush_every=task.flush_every, flush_interval=task.flush_interval_seconds
+        )
+        self._timer: Any = None
+        self._timer_at: float | None = None
+        self._retired = False
+        self._room = PrefetchRoom(consumer, task.flush_every)
+        self._receive = default_strategy(
+            task,
+            app,
+            _BufferingConsumer(consumer, self.add),
+            # One line for each batch is enough: single requests are for those who debug.
+            info=logger.debug,
+        )
+
+    def start(self) -> None:
+        """The consumer is ready: let the broker deliver a whole batch."""
+        self._room.open()
+
+    def on_message(
+        self, message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any
+    ) -> Any:
+        """Take in a message (Celery's interface of a strategy).
+
+        Raises:
+            celery.exceptions.InvalidTaskError: If there is no sense in it. Celery rejects it then.
+        """
+        self._room.open()
+        check_message(message, body)
+        try:
+            return self._receive(message, body, ack, reject, callbacks, **options)
+        except NONSENSE as exc:
+            if message.acknowledged:
+                raise
+            raise InvalidTaskError(f"{type(exc).__name__}: {exc}") from exc
+
+    def add(self, request: Any) -> None:
+        """Put a request that is ready to run into the buffer."""
+        if request.acknowledged:
+            return  # Celery found something wrong with it and has rejected it.
+        request.batch_strategy = self
+        with self._lock:
+            if self._retired:
+                worker_state.task_ready(request)
+                return
+            batch = self._buffer.add(request, now=monotonic())
+            self._arm()
+        if batch is not None:
+            self._flush(batch)
+
+    def _arm(self) -> None:
+        """See to it that the timer wakes us when the buffer wants it. Called under the lock.
+
+        A timer that wakes up too early only sets the next one: so there is never more than one,
+        and a flush by size need not touch it.
+        """
+        wakeup = self._buffer.next_wakeup
+        if wakeup is None or (self._timer_at is not None and self._timer_at <= wakeup):
+            return
+        self._disarm()
+        self._timer_at = wakeup
+        self._timer = self.consumer.timer.call_at(wakeup, self._on_timer, (wakeup,))
+
+    def _disarm(self) -> None:
+        timer, self._timer, self._timer_at = self._timer, None, None
+        if timer is not None:
+            self.consumer.timer.cancel(timer)
+
+    def _on_timer(self, armed_for: float) -> None:
+        with self._lock:
+            if self._retired or armed_for != self._timer_at:
+                return  # It was set for something that is over.
+            self._timer = self._timer_at = None
+            batches = self._buffer.poll(now=monotonic())
+            self._arm()
+        for batch in batches:
+            self._flush(batch)
+
+    def _flush(self, batch: Batch[Any]) -> None:
+        try:
+            self.task.flush(batch)
+        except Exception as exc:
+            # It must not be blamed on the message that happened to fill the batch.
+            logger.critical(
+                "Cannot send a batch of %d to the pool for %s: %r",
+                len(batch),
+                self.task.name,
+                exc,
+                exc_info=True,
+            )
+
+    def dispatch(self, requests: Any, body_args: tuple[Any, ...] | None = None) -> None:
+        """Send requests to the pool as one batch."""
+        room = self._room.take(len(requests))
+        job = BatchJob(
+            self.task,
+            list(requests),
+            trigger=getattr(requests, "trigger", "manual"),
+            hostname=self.consumer.hostname,
+            on_released=lambda: PrefetchRoom.give_back(room),
+            body_args=body_args,
+        )
+        self.consumer.on_task_request(job)
+
+    def take_over(self, old: BatchStrategy) -> None:
+        """Replace the strategy that Celery had for the task until now."""
+        requests = old.retire()
+        if old.connection is self.connection:
+            # The tasks were reloaded, the messages are still ours.
+            for request in requests:
+                worker_state.task_reserved(request)
+                self.add(request)
+
+    def retire(self) -> list[Any]:
+        """End it, with the connection: nothing that is buffered here will run from here.
+
+        Returns:
+            What was in the buffer.
+        """
+        with self._lock:
+            self._retired = True
+            self._disarm()
+            requests = self._buffer.discard()
+        self._room.close()
+        for request in requests:
+            worker_state.task_ready(request)
+        return requests
+
+
+def strategy_of(consumer: Any, name: str) -> BatchStrategy | None:
+    """Return the consumer's strategy for the task of that name, if it is a batch task."""
+    strategy = getattr(consumer.strategies.get(name), "__self__", None)
+    return strategy if isinstance(strategy, BatchStrategy) else None
+
+
+class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is not typed
+    """Tells the batch tasks when the consumer is ready and when it stops.
+
+    Celery also stops its consumer's steps when it loses the connection.
+    """
+
+    label = "batches"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, c: Any) -> None:
+        for strategy in self._strategies(c):
+            strategy.start()
+
+    def stop(self, c: Any) -> None:
+        for strategy in self._strategies(c):
+            strategy.retire()
+
+    def _strategies(self, c: Any) -> list[BatchStrategy]:
+        found = [strategy_of(c, name) for name in list(c.strategies)]
+        return [strategy for strategy in found if strategy is not None]

@@ -1,0 +1,26 @@
+"""Sphinx configuration. Build: ``make docs`` (every warning is an error)."""
+
+import re
+import sys
+from importlib.metadata import version as installed_version
+
+project = "celery-batches"
+author = "celery-batches contributors"
+copyright = author
+release = installed_version("celery-batches")
+version = release
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+# Docstrings inherited from Celery use roles that only Celery's own documentation defines.
+autodoc_inherit_docstrings = False
+napoleon_numpy_docstring = False
+
+# No intersphinx: the documentation builds without a network. So names of the standard library and
+# of Celery stay unlinked, and any other unknown name is an error.
+_foreign = sorted({"amqp", "billiard", "celery", "kombu", "vine", *sys.stdlib_module_names})
+nitpick_ignore_regex = [("py:.*", rf"({'|'.join(map(re.escape, _foreign))})(\..*)?")]
