@@ -1,4 +1,4 @@
-"""When is a batch full, or due? Pure (no Celery, no clock, no I/O); used in the worker's main process."""
+"""When is a batch full, or due? Pure: no Celery, no clock, no I/O. Used in the main process."""
 
 from __future__ import annotations
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
 
+from billiard.einfo import ExceptionInfo
 from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
 from .request import SimpleRequest
-from .trace import Report, trace_batch
+from .trace import trace_batch
 
 __all__ = ("BatchJob",)
 
@@ -93,9 +94,19 @@ class BatchJob:
         if not self.task.acks_late:
             self._release()
 
-    def on_success(self, returned: tuple[list[Report], float], **_: Any) -> None:
-        """The pool has a report for each member."""
-        reports, runtime = returned
+    def on_success(self, returned: Any, **_: Any) -> None:
+        """The pool is done with the batch.
+
+        Arguments:
+            returned: What `trace_batch` returned. Instead of it, some pools give the
+                ``ExceptionInfo`` of a `SystemExit`, and the gevent pool ``(False, None, None)`` for
+                a greenlet that was killed.
+        """
+        if isinstance(returned, ExceptionInfo):
+            return self.on_failure(returned)
+        _, reports, runtime = returned
+        if reports is None:
+            reports = [(False, None)] * len(self.requests)
         for request, (failed, retval) in zip(self.requests, reports, strict=True):
             self._tell_one(request.on_success, (failed, retval, runtime))
         self._release()

@@ -1,4 +1,4 @@
-"""What became of each request of a batch. Pure (no Celery, no clock, no I/O); used in the pool."""
+"""What became of each request of a batch. Pure: no Celery, no I/O. Used in the pool."""
 
 from __future__ import annotations
 

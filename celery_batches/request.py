@@ -1,4 +1,4 @@
-"""What the body of a batch task is given: one `SimpleRequest` for each call. Pure; used in the pool."""
+"""`SimpleRequest`: one call, as the body of a batch task sees it. Pure. Used in the pool."""
 
 from __future__ import annotations
 

@@ -213,10 +213,12 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, c: Any) -> None:
+        """Let every batch task have its room: the consumer has its ``qos`` by now."""
         for strategy in self._strategies(c):
             strategy.start()
 
     def stop(self, c: Any) -> None:
+        """Retire every strategy: what is buffered goes back to the broker with the channel."""
         for strategy in self._strategies(c):
             strategy.retire()
 

@@ -1,4 +1,4 @@
-"""`Batches`, the base class of batch tasks: options, flushing, and running eagerly. Runs anywhere."""
+"""`Batches`, the base class of batch tasks: its options and its methods. Runs anywhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from kombu.utils.uuid import uuid
 
 from .eager import apply_eagerly
 from .options import check_flush_every, check_flush_interval
+from .request import SimpleRequest
 
 __all__ = ("Batches",)
 
@@ -67,13 +68,36 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         """`flush_interval` in seconds."""
         return check_flush_interval(self.name, self.flush_interval)
 
-    def run(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Process the requests: the body of the task, to be defined by each batch task.
+    def run(self, requests: list[SimpleRequest]) -> Any:
+        """Process the requests: the body of the task, which each batch task defines.
 
         Arguments:
-            requests (list[SimpleRequest]): The batch.
+            requests: The batch, in order of arrival.
+
+        Returns:
+            Anything: signals and the log show it. It is not the result of any request.
         """
-        raise NotImplementedError("Tasks must define the run method: it takes the list of requests")
+        raise NotImplementedError(f"{self.name} must define run(self, requests)")
+
+    def retry(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not supported: a batch is not one call that could be sent again.
+
+        Raises:
+            NotImplementedError: Always. It says what to do instead.
+        """
+        raise NotImplementedError(
+            f"{self.name}: a batch has no retry(); send a call again under its own id with "
+            f"{self.name}.apply_async(request.args, request.kwargs, task_id=request.id, "
+            f"countdown=...)"
+        )
+
+    def replace(self, sig: Any) -> NoReturn:
+        """Not supported: one signature cannot stand for all the calls of a batch.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"{self.name}: a batch cannot be replaced by {sig!r}")
 
     def Strategy(self, task: Batches, app: Any, consumer: Any) -> Callable[..., Any]:
         """Return the worker's handler of messages for this task (Celery calls it).

@@ -44,11 +44,12 @@ def trace_batch(
     trigger: str,
     hostname: str | None = None,
     body_args: tuple[Any, ...] | None = None,
-) -> tuple[list[Report], float]:
+) -> tuple[bool, list[Report], float]:
     """Run one batch of the current app; this is what the worker hands to its pool.
 
     Returns:
-        One report for each request, in order, and the runtime in seconds.
+        Whether something other than the body failed, one report for each request, in order, and
+        the runtime in seconds.
     """
     trace = BatchTrace(
         task=current_app.tasks[name],
@@ -58,8 +59,14 @@ def trace_batch(
         hostname=hostname or gethostname(),
         body_args=body_args,
     )
-    trace.run()
-    return trace.reports, trace.runtime
+    try:
+        trace.run()
+    except Exception as exc:
+        # Most pools are not prepared for one: nobody would ever hear of these requests again.
+        logger.critical("Batch %s[%s]: %r", name, batch_id, exc, exc_info=True)
+        trace.fail_the_rest(exc)
+        return True, trace.reports, trace.runtime
+    return False, trace.reports, trace.runtime
 
 
 def apply_batches_task(
@@ -171,17 +178,22 @@ class BatchTrace:
             self.error, self.einfo = exc, ExceptionInfo(internal=True)
         else:
             self.state = states.FAILURE
-            self.error = get_pickleable_exception(exc)
-            if self.error.__traceback__ is None:
-                self.error.__traceback__ = exc.__traceback__
-            self.einfo = ExceptionInfo(
-                exc_info=(get_pickleable_etype(type(exc)), self.error, self.error.__traceback__)
-            )
+            self._keep(exc)
+
+    def _keep(self, exc: Exception) -> None:
+        """Keep an exception in a form that can be sent to the main process and the backend."""
+        self.error = get_pickleable_exception(exc)
+        if self.error.__traceback__ is None:
+            self.error.__traceback__ = exc.__traceback__
+        self.einfo = ExceptionInfo(
+            exc_info=(get_pickleable_etype(type(exc)), self.error, self.error.__traceback__)
+        )
 
     def _conclude(self) -> None:
         """Give each request its outcome, then tell the signals and the log of the batch."""
         outcomes = decide([None] * len(self.requests), default=self._default_outcome())
-        self.reports = [self._settle(*pair) for pair in zip(self.requests, outcomes, strict=True)]
+        for request, outcome in zip(self.requests, outcomes, strict=True):
+            self.reports.append(self._settle(request, outcome))
         if self.error is None:
             signals.task_success.send(sender=self.task, result=self.retval, runtime=self.runtime)
         elif self.state == states.FAILURE:
@@ -218,6 +230,13 @@ class BatchTrace:
             self._handler(request, "on_failure", (outcome.value,), (self.einfo,))
             self._after_return(request, states.FAILURE, outcome.value)
         return True, self.einfo
+
+    def fail_the_rest(self, exc: Exception) -> None:
+        """Fail every request that has no report yet: Celery raised, not the body."""
+        self._keep(exc)
+        for request in self.requests[len(self.reports) :]:
+            self._store_failure(request, exc)
+            self.reports.append((True, self.einfo))
 
     def _store_failure(self, request: SimpleRequest, exc: BaseException) -> None:
         try:
