@@ -10,10 +10,14 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from celery.utils.nodenames import gethostname
 
-from .request import SimpleRequest
+from .compat import eager_result
+from .request import PACKED_KEYS, SimpleRequest
 from .trace import BatchTrace
 
 __all__ = ("apply_eagerly",)
+
+#: The calling options that a call's context keeps.
+EAGER_KEYS = frozenset(PACKED_KEYS) | {"headers"}
 
 
 def apply_eagerly(
@@ -57,7 +61,7 @@ def apply_eagerly(
     )
     trace.run()
     failed = trace.error is not None
-    return EagerResult(
+    return eager_result(
         task_id,
         trace.error if failed else trace.retval,
         trace.state or states.SUCCESS,
@@ -79,6 +83,8 @@ def _eager_request(
         context["stamps"] = {name: maybe_list(context.pop(name, [])) for name in stamped_headers}
     limits = [context.pop(f"{kind}time_limit", None) for kind in ("", "soft_")]
     ignore_result = bool(context.pop("ignore_result", task.ignore_result))
+    # What is left are options of publishing, which nothing is published with here.
+    known = {key: value for key, value in context.items() if key in EAGER_KEYS}
     request_dict = {
         "task": task.name,
         "id": task_id,
@@ -92,7 +98,7 @@ def _eager_request(
         "delivery_info": delivery_info,
         "args": args,
         "kwargs": kwargs,
-        **context,
+        **known,
     }
     return SimpleRequest(
         task_id,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from sys import intern
 from typing import Any
 
+from .outcomes import Outcome
+
 __all__ = ("SimpleRequest",)
 
 #: What a running task's context says of anything that its message leaves out
@@ -98,6 +100,8 @@ class SimpleRequest:
     correlation_id: str | None = None
     request_dict: dict[str, Any] | None = None
 
+    _outcome: Outcome | None = None
+
     def __init__(
         self,
         id: str,
@@ -153,6 +157,11 @@ class SimpleRequest:
             return CONTEXT_DEFAULTS[name]
         except KeyError:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}") from None
+
+    def settle(self, outcome: Outcome) -> None:
+        """Note how this request ended. The first outcome wins."""
+        if self._outcome is None:
+            self._outcome = outcome
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the attribute ``key``, or ``default`` when there is none."""

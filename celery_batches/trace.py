@@ -22,7 +22,7 @@ from kombu.utils.uuid import uuid
 
 from .outcomes import UNMARKED, Outcome, decide
 from .request import SimpleRequest
-from .results import store_failure
+from .results import store_failure, watch
 
 __all__ = ("BatchTrace", "Report", "apply_batches_task", "trace_batch")
 
@@ -132,6 +132,8 @@ class BatchTrace:
         _task_stack.push(task)
         task.request_stack.push(self._context())
         try:
+            watch(task.backend)
+            watch(task.app.backend)
             signals.task_prerun.send(
                 sender=task, task_id=self.batch_id, task=task, args=self.body_args, kwargs={}
             )
@@ -157,6 +159,7 @@ class BatchTrace:
             called_directly=False,
             ignore_result=True,
             delivery_info={"is_eager": self.eager},
+            members={request.id: request for request in self.requests},
         )
 
     def _call_body(self) -> None:
@@ -191,9 +194,11 @@ class BatchTrace:
 
     def _conclude(self) -> None:
         """Give each request its outcome, then tell the signals and the log of the batch."""
-        outcomes = decide([None] * len(self.requests), default=self._default_outcome())
+        outcomes = decide(
+            [request._outcome for request in self.requests], default=self._default_outcome()
+        )
         for request, outcome in zip(self.requests, outcomes, strict=True):
-            self.reports.append(self._settle(request, outcome))
+            self.reports.append(self._settle_alone(request, outcome))
         if self.error is None:
             signals.task_success.send(sender=self.task, result=self.retval, runtime=self.runtime)
         elif self.state == states.FAILURE:
@@ -220,16 +225,34 @@ class BatchTrace:
             return Outcome("ignored", self.error)
         return Outcome("failed", self.error)
 
+    def _settle_alone(self, request: SimpleRequest, outcome: Outcome) -> Report:
+        """Settle one request; if that goes wrong, it is this one alone that fails."""
+        try:
+            return self._settle(request, outcome)
+        except Exception as exc:
+            if self.eager:
+                raise
+            logger.exception("Cannot settle %s: %r", request, exc)
+            return True, _raised(get_pickleable_exception(exc))
+
     def _settle(self, request: SimpleRequest, outcome: Outcome) -> Report:
-        if outcome.kind == "unmarked":
-            self._handler(request, "on_success", (self.retval,))
-            self._after_return(request, states.SUCCESS, self.retval)
-            return False, saferepr(self.retval, self.task.resultrepr_maxsize)
-        if outcome.kind == "failed":
+        """Do what follows from the outcome of one request, and report it."""
+        if outcome.kind in ("done", "unmarked"):
+            retval = outcome.value if outcome.kind == "done" else self.retval
+            self._handler(request, "on_success", (retval,))
+            self._handler(request, "after_return", (states.SUCCESS, retval), (None,))
+            return False, saferepr(retval, self.task.resultrepr_maxsize)
+        if outcome.kind != "failed":
+            return True, self.einfo
+        exc, einfo = outcome.value, self.einfo
+        if exc is self.error:
             self._store_failure(request, outcome.value)
-            self._handler(request, "on_failure", (outcome.value,), (self.einfo,))
-            self._after_return(request, states.FAILURE, outcome.value)
-        return True, self.einfo
+        else:
+            # The body has written it to the backend itself.
+            einfo = _raised(exc)
+        self._handler(request, "on_failure", (exc,), (einfo,))
+        self._handler(request, "after_return", (states.FAILURE, exc), (None,))
+        return True, einfo
 
     def fail_the_rest(self, exc: Exception) -> None:
         """Fail every request that has no report yet: Celery raised, not the body."""
@@ -243,9 +266,6 @@ class BatchTrace:
             store_failure(self.task, request, exc, self.einfo.traceback, eager=self.eager)
         except Exception as error:
             logger.exception("Cannot store the failure of %s: %r", request, error)
-
-    def _after_return(self, request: SimpleRequest, state: str, retval: Any) -> None:
-        self._handler(request, "after_return", (state, retval), (None,))
 
     def _each_handler(self, name: str, before: tuple[Any, ...]) -> None:
         if task_has_custom(self.task, name):
@@ -322,3 +342,11 @@ class BatchTrace:
             self.task.app.loader.on_process_cleanup()
         except Exception as exc:
             logger.exception("Process cleanup failed: %r", exc)
+
+
+def _raised(exc: BaseException) -> ExceptionInfo:
+    """Return the ``ExceptionInfo`` of an exception that may never have been raised."""
+    try:
+        raise exc
+    except BaseException:
+        return ExceptionInfo()
