@@ -177,6 +177,7 @@ class BatchStrategy:
         requests = old.retire()
         if old.connection is self.connection:
             # The tasks were reloaded, the messages are still ours.
+            self.start()
             for request in requests:
                 worker_state.task_reserved(request)
                 self.add(request)

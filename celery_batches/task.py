@@ -10,11 +10,14 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
-from .eager import apply_eagerly
 from .options import check_flush_every, check_flush_interval
 from .request import SimpleRequest
 
 __all__ = ("Batches",)
+
+#: By name, and other modules imported late: a client that only sends calls has no use for what
+#: runs in the worker.
+BATCHES_STEP = "celery_batches.strategy:BatchesStep"
 
 
 class Batches(Task):  # type: ignore[misc]  # celery is not typed
@@ -51,10 +54,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         bound = super().bind(app)
         # By now ``task_annotations`` have been applied.
         cls._check_options()
-        # Imported late: clients that only call tasks have no use for the worker's modules.
-        from .strategy import BatchesStep
-
-        app.steps["consumer"].add(BatchesStep)
+        app.steps["consumer"].add(BATCHES_STEP)
         return bound
 
     @classmethod
@@ -182,6 +182,8 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         Returns:
             The result of the call, or what the body returned if it set none.
         """
+        from .eager import apply_eagerly
+
         app = self._get_app()
         return apply_eagerly(
             app.tasks[self.name],
