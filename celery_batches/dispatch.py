@@ -59,12 +59,11 @@ class BatchJob:
         Raises:
             celery.exceptions.TaskRevokedError: If no member is left.
         """
-        self.requests = [request for request in self.requests if not request.revoked()]
-        if not self.requests:
+        members = self._take_members()
+        if not members:
             self._release()
             raise TaskRevokedError(self.id)
-        time_limit, soft_time_limit = self._time_limits()
-        members = [SimpleRequest.from_request(request) for request in self.requests]
+        hard, soft = zip(*map(_time_limits, self.requests), strict=True)
         result = pool.apply_async(
             trace_batch,
             args=(self.task.name, self.id, members, self.trigger, self.hostname, self._body_args),
@@ -72,8 +71,8 @@ class BatchJob:
             timeout_callback=self.on_timeout,
             callback=self.on_success,
             error_callback=self.on_failure,
-            soft_timeout=soft_time_limit,
-            timeout=time_limit,
+            soft_timeout=_tightest(soft) or self.task.soft_time_limit,
+            timeout=_tightest(hard) or self.task.time_limit,
             correlation_id=self.id,
         )
         if result is not None:
@@ -82,11 +81,27 @@ class BatchJob:
                 request._apply_result = ref(result)
         return result
 
-    def _time_limits(self) -> tuple[float | None, float | None]:
-        """Hard and soft limit in seconds: the tightest of the members', else the task's."""
-        hard = min((r.time_limits[0] for r in self.requests if r.time_limits[0]), default=None)
-        soft = min((r.time_limits[1] for r in self.requests if r.time_limits[1]), default=None)
-        return hard or self.task.time_limit, soft or self.task.soft_time_limit
+    def _take_members(self) -> list[SimpleRequest]:
+        """Return what the body is given, and keep just the requests that it stands for."""
+        requests, members = [], []
+        for request in self.requests:
+            try:
+                if request.revoked():
+                    continue
+                _time_limits(request)
+                members.append(SimpleRequest.from_request(request))
+            except Exception as exc:
+                self._refuse(request, exc)
+            else:
+                requests.append(request)
+        self.requests = requests
+        return members
+
+    def _refuse(self, request: Any, exc: Exception) -> None:
+        """Reject a request whose headers make no sense, and tell its caller."""
+        logger.error("Cannot run %s in a batch: %r", request.humaninfo(), exc)
+        request.reject(requeue=False)
+        self._tell_one(request.on_failure, ExceptionInfo())
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool has started on the batch."""
@@ -137,3 +152,18 @@ class BatchJob:
         on_released, self._on_released = self._on_released, None
         if on_released is not None:
             on_released()
+
+
+def _time_limits(request: Any) -> tuple[float | None, float | None]:
+    """Return the hard and the soft limit of one call in seconds.
+
+    Raises:
+        TypeError: If they are not two numbers.
+        ValueError: If they are not two.
+    """
+    hard, soft = request.time_limits
+    return hard and hard + 0, soft and soft + 0
+
+
+def _tightest(limits: Sequence[float | None]) -> float | None:
+    return min(filter(None, limits), default=None)

@@ -131,7 +131,7 @@ class SimpleRequest:
         """Make one from the ``celery.worker.request.Request`` of a received message."""
         # A body that came in decoded (task protocol 1) has no content type of its own.
         body = request.body if request.content_type is None else request.message.payload
-        context = dict(request.request_dict, **(body[2] or {}))
+        context = {**request.request_dict, **(body[2] or {})}
         ignore_result = context.get("ignore_result")
         if ignore_result is None:
             ignore_result = request.task.ignore_result
