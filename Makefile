@@ -67,12 +67,11 @@ matrix: $(VENV)/matrix.stamp
 	$(BIN)/python scripts/services.py run $(BIN)/python scripts/matrix.py $(MATRIX)
 
 demo: .venv-demo/demo.stamp
-	@.venv-demo/bin/python -m pip -qq install --no-deps --force-reinstall .
 	@.venv-demo/bin/python demo/demo.py
 
-.venv-demo/demo.stamp: pyproject.toml
+.venv-demo/demo.stamp: pyproject.toml $(wildcard celery_batches/*)
 	$(PYTHON) scripts/venv.py .venv-demo
-	.venv-demo/bin/python -m pip -qq install . "kombu[redis]"
+	.venv-demo/bin/python -m pip -qq --disable-pip-version-check install . "kombu[redis]"
 	@touch $@
 
 bench: installed
