@@ -44,7 +44,7 @@ def apply_eagerly(
         **context: What else there is to know of the call, as the headers of a message say it.
 
     Returns:
-        What the body returned.
+        What the body has marked the call with, or else what it returned.
     """
     hostname = gethostname()
     request = _eager_request(task, task_id, args, kwargs, hostname, context)
@@ -60,14 +60,16 @@ def apply_eagerly(
         propagate=propagate,
     )
     trace.run()
-    failed = trace.error is not None
-    return eager_result(
-        task_id,
-        trace.error if failed else trace.retval,
-        trace.state or states.SUCCESS,
-        traceback=trace.einfo.traceback if failed else None,
-        name=task.name,
-    )
+    # What the body has set for this request is what a caller of a worker would get.
+    own = request._outcome
+    if own is not None:
+        value, state = own.value, states.SUCCESS if own.kind == "done" else states.FAILURE
+    else:
+        value = trace.retval if trace.error is None else trace.error
+        state = trace.state or states.SUCCESS
+    failed, report = trace.reports[0]
+    traceback = report.traceback if failed else None
+    return eager_result(task_id, value, state, traceback=traceback, name=task.name)
 
 
 def _eager_request(
@@ -88,7 +90,7 @@ def _eager_request(
     request_dict = {
         "task": task.name,
         "id": task_id,
-        "root_id": (parent_request and parent_request.root_id) or task_id,
+        "root_id": ((parent_request.root_id or parent_request.id) if parent_request else task_id),
         "parent_id": parent_request and parent_request.id,
         "group": context.pop("group_id", None),
         "timelimit": limits,

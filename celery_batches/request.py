@@ -63,8 +63,20 @@ _FIELDS = (
     *("ignore_result", "reply_to", "correlation_id", "request_dict"),
 )
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
+
+class _ShortRepr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # More digits than Python is willing to write.
+            return f"<int of {x.bit_length()} bits>"
+
+
+_short = _ShortRepr()
 
 
 class SimpleRequest:
@@ -158,7 +170,7 @@ class SimpleRequest:
         except KeyError:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}") from None
 
-    def settle(self, outcome: Outcome) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         """Note how this request ended. The first outcome wins."""
         if self._outcome is None:
             self._outcome = outcome
@@ -174,7 +186,7 @@ class SimpleRequest:
 
     @property
     def children(self) -> list[Any]:
-        """Calls made on behalf of this one alone: none, they belong to the whole batch."""
+        """Always empty, since calls made by the body belong to the whole batch."""
         return []
 
     @property

@@ -38,7 +38,7 @@ def _noting(kind: Kind, mark: Callable[..., Any]) -> Callable[..., Any]:
         given = [arg for arg in (*args, kwargs.get("request")) if isinstance(arg, SimpleRequest)]
         member = given[0] if given else _current_members().get(task_id)
         if member is not None:
-            member.settle(Outcome(kind, value))
+            member._settle(Outcome(kind, value))
         return returned
 
     return noting

@@ -35,13 +35,13 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
 
     abstract = True
 
-    #: A call's arguments are for the requests, not for the body: they are not checked against it.
+    #: Whether calls are checked against the signature of the body. Their arguments are not for it.
     typing = False
 
-    #: The number of requests in a full batch: an int of at least 1.
+    #: The number of requests in a full batch, an int of at least 1.
     flush_every: int = 10
 
-    #: How long a request waits for its batch to fill: seconds, or a `datetime.timedelta`.
+    #: How long a request waits for its batch to fill, in seconds or as a ``datetime.timedelta``.
     flush_interval: Any = 30
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -75,7 +75,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             requests: The batch, in order of arrival.
 
         Returns:
-            Anything: signals and the log show it. It is not the result of any request.
+            Anything. Signals and the log show it. It is not the result of any request.
         """
         raise NotImplementedError(f"{self.name} must define run(self, requests)")
 
@@ -180,7 +180,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             **options: Other calling options.
 
         Returns:
-            The result of the call, or what the body returned if it set none.
+            What the body has marked the call with, or else what it returned.
         """
         from .eager import apply_eagerly
 

@@ -251,7 +251,7 @@ class BatchTrace:
             # The body has written it to the backend itself.
             einfo = _raised(exc)
         self._handler(request, "on_failure", (exc,), (einfo,))
-        self._handler(request, "after_return", (states.FAILURE, exc), (None,))
+        self._handler(request, "after_return", (states.FAILURE, exc), (einfo,))
         return True, einfo
 
     def fail_the_rest(self, exc: Exception) -> None:

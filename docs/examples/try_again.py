@@ -1,0 +1,54 @@
+"""Run single calls of a batch again: send the call once more, under the id that it had.
+
+Start a worker in this directory, then run the program itself::
+
+    celery -A try_again worker --loglevel INFO
+    python try_again.py
+"""
+
+import os
+
+from celery import Celery
+
+from celery_batches import Batches
+
+app = Celery(
+    "try_again",
+    broker=os.environ.get("CELERY_BROKER_URL", "redis://localhost"),
+    backend=os.environ.get("CELERY_RESULT_BACKEND", "redis://localhost"),
+)
+
+
+@app.task(base=Batches, flush_every=100, flush_interval=1)
+def halve(requests):
+    for request in requests:
+        try:
+            half = work(*request.args, retries=request.retries)
+        except ConnectionError as error:
+            if request.retries == 3:
+                app.backend.mark_as_failure(request.id, error, request=request)
+                continue
+            halve.apply_async(
+                request.args,
+                request.kwargs,
+                task_id=request.id,
+                countdown=0.5,
+                retries=request.retries + 1,
+            )
+        else:
+            app.backend.mark_as_done(request.id, half, request=request)
+
+
+def work(number, *, retries):
+    """Stand in for a service that is down at first."""
+    if number < 0 or retries < 1:
+        raise ConnectionError("try again later")
+    return number / 2
+
+
+def main():
+    print(halve.delay(6).get(timeout=30))
+
+
+if __name__ == "__main__":
+    main()

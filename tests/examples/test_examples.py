@@ -1,0 +1,289 @@
+"""Every example of the documentation runs, on a real worker, and does what its page says."""
+
+import importlib.util
+import json
+import re
+import sqlite3
+import textwrap
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+
+import pytest
+from celery import _state, chord, signals, states
+from celery.contrib.testing.worker import start_worker
+
+from celery_batches import Batches
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+README = ROOT / "README.rst"
+
+#: Seconds that anything may take before a test gives up on it.
+DEADLINE = 30
+
+
+@pytest.fixture(autouse=True)
+def _app_globals():
+    """Leave what an example changes for all of the process as it was.
+
+    These are Celery's current and default app, and the tasks that each new app gets.
+    """
+    current, default = getattr(_state._tls, "current_app", None), _state.default_app
+    finalizers = set(_state._on_app_finalizers)
+    yield
+    _state._on_app_finalizers.intersection_update(finalizers)
+    _state._set_current_app(current)
+    _state.set_default_app(default)
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """Import an example anew, set up for a broker and a result backend in memory."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "cache+memory://")
+    monkeypatch.setenv("DATABASE", str(tmp_path / "example.db"))
+
+    def load_example(name):
+        spec = importlib.util.spec_from_file_location(
+            f"{name}_{tmp_path.name}", EXAMPLES / f"{name}.py"
+        )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        # The broker in memory is one for the whole process.
+        module.app.conf.task_default_queue = f"{name}-{tmp_path.name}"
+        module.app.conf.broker_transport_options = {"polling_interval": 0.01}
+        return module
+
+    return load_example
+
+
+@contextmanager
+def running_worker(app):
+    """Run a worker in this process; yield the queue in which the runs of bodies are reported.
+
+    A report is the state of a batch and what its body returned or raised.
+    """
+    runs = Queue()
+
+    def report(state, retval, **_):
+        runs.put((state, retval))
+
+    signals.task_postrun.connect(report)
+    try:
+        with start_worker(app, pool="solo", perform_ping_check=False):
+            try:
+                yield runs
+            finally:
+                # A message wakes up the worker, which would go on waiting for some seconds.
+                app.control.shutdown()
+    finally:
+        signals.task_postrun.disconnect(report)
+
+
+def rows_of(module, query):
+    with closing(sqlite3.connect(module.DATABASE)) as db:
+        return db.execute(query).fetchall()
+
+
+def code_blocks(language):
+    """The README's code blocks in that language, not indented."""
+    pattern = rf"^\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)"
+    blocks = re.findall(pattern, README.read_text(), re.MULTILINE)
+    # Four columns are the block's: more of them are part of what is shown.
+    return [re.sub(r"^    ", "", block, flags=re.MULTILINE).strip("\n") for block in blocks]
+
+
+def test_click_counter_prints_what_the_readme_shows(load, capsys):
+    """The README's output is what the click counter prints for a hundred clicks."""
+    example = load("click_counter")
+    with running_worker(example.app) as runs:
+        capsys.readouterr()
+        example.main()
+        assert runs.get(timeout=DEADLINE) == (states.SUCCESS, None)
+        printed = capsys.readouterr().out.strip("\n")
+    [shown] = code_blocks("text")
+    assert printed == shown
+
+
+def test_readme_shows_the_click_counter():
+    """The README's code is the click counter of the examples, word for word."""
+    source = (EXAMPLES / "click_counter.py").read_text()
+    blocks = code_blocks("python")
+    assert len(blocks) == 2
+    for block in blocks:
+        assert block in source or textwrap.indent(block, "    ") in source
+
+
+def test_last_seen_keeps_the_latest_time_of_each_user(load):
+    """Of 200 calls in any order, the newest of each user is what is written."""
+    example = load("last_seen")
+    with running_worker(example.app) as runs:
+        for n in range(200):
+            example.seen.delay(f"user-{n % 3}", float(n * 7 % 200))
+        assert runs.get(timeout=DEADLINE) == (states.SUCCESS, "200 calls, 3 users")
+    times = {user: [n * 7 % 200 for n in range(200) if n % 3 == user] for user in range(3)}
+    expected = {(f"user-{user}", float(max(times[user]))) for user in range(3)}
+    assert set(rows_of(example, "SELECT user, at FROM last_seen")) == expected
+
+
+def test_last_seen_is_not_set_back_by_a_later_batch(load):
+    """A time that arrives in a later batch, but is older, changes nothing."""
+    example = load("last_seen")
+    example.save({"user-0": 20.0})
+    example.save({"user-0": 10.0, "user-1": 5.0})
+    rows = rows_of(example, "SELECT user, at FROM last_seen ORDER BY user")
+    assert rows == [("user-0", 20.0), ("user-1", 5.0)]
+
+
+def test_last_seen_main_makes_one_batch(load):
+    """The producer of the example fills a batch."""
+    example = load("last_seen")
+    with running_worker(example.app) as runs:
+        example.main()
+        assert runs.get(timeout=DEADLINE) == (states.SUCCESS, "200 calls, 3 users")
+
+
+def test_bulk_insert_writes_every_row_in_one_batch(load):
+    """500 calls become 500 rows by one run of the body."""
+    example = load("bulk_insert")
+    with running_worker(example.app) as runs:
+        example.main()
+        assert runs.get(timeout=DEADLINE) == (states.SUCCESS, 500)
+        assert runs.empty()
+    rows = rows_of(example, "SELECT sensor, value FROM reading ORDER BY value")
+    assert rows == [(f"sensor-{n % 10}", n) for n in range(500)]
+
+
+def test_bulk_insert_does_not_insert_a_call_twice(load):
+    """A message that is delivered again, under its own id, does not make a second row."""
+    example = load("bulk_insert")
+    for _ in range(2):
+        example.save_reading.apply(kwargs={"sensor": "a", "value": 1}, task_id="the-id", throw=True)
+    assert rows_of(example, "SELECT * FROM reading") == [("the-id", "a", 1)]
+
+
+class PriceAPI(BaseHTTPRequestHandler):
+    """A bulk API: takes a list of articles, returns their prices."""
+
+    prices = {"tea": 3, "milk": 1}  # noqa: RUF012 - read only
+
+    def do_POST(self):
+        articles = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.queries.append(articles)
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(json.dumps({name: self.prices[name] for name in articles}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def price_api(monkeypatch):
+    """The API that the example asks, on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), PriceAPI) as server:
+        server.queries, server.status = [], 200
+        monkeypatch.setenv("PRICE_API", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(DEADLINE)
+
+
+def test_bulk_api_gives_each_caller_its_result(load, price_api, capsys):
+    """Three calls cost one request to the API, and each caller gets the price it asked for."""
+    example = load("bulk_api")
+    with running_worker(example.app):
+        capsys.readouterr()
+        example.main()
+        assert capsys.readouterr().out == "tea 3\nmilk 1\ntea 3\n"
+    assert price_api.queries == [["milk", "tea"]]
+
+
+def test_a_call_that_is_marked_as_done_counts_for_its_chord(load, price_api):
+    """The body of a chord of batched calls gets their results."""
+    example = load("bulk_api")
+
+    @example.app.task(name="bill")
+    def bill(prices):
+        return sum(prices)
+
+    with running_worker(example.app):
+        header = [example.price_of.s(article) for article in ("tea", "milk", "tea")]
+        assert chord(header)(bill.s()).get(timeout=DEADLINE, interval=0.01) == 7
+
+
+def test_a_body_that_raises_leaves_what_it_has_marked(load):
+    """Only the calls that the body did not mark fail; their `link_error` is told."""
+    app = load("bulk_api").app
+    told = Queue()
+
+    @app.task(base=Batches, name="half", flush_every=2)
+    def half(requests):
+        app.backend.mark_as_done(requests[0].id, "fine", request=requests[0])
+        raise LookupError("no more")
+
+    @app.task(name="tell")
+    def tell(request, exc, traceback):
+        told.put((request.id, str(exc)))
+
+    with running_worker(app):
+        first, second = [half.apply_async((n,), link_error=tell.s()) for n in range(2)]
+        with pytest.raises(LookupError, match="no more"):
+            second.get(timeout=DEADLINE, interval=0.01)
+        assert first.get(timeout=DEADLINE, interval=0.01) == "fine"
+        assert told.get(timeout=DEADLINE) == (second.id, "no more")
+    assert told.empty()
+
+
+def test_bulk_api_tells_every_caller_that_the_body_raised(load, price_api):
+    """When the API is down, the exception of the body reaches each caller."""
+    price_api.status = 500
+    example = load("bulk_api")
+    with running_worker(example.app):
+        results = [example.price_of.delay(article) for article in ("tea", "milk")]
+        for result in results:
+            result.get(timeout=DEADLINE, interval=0.01, propagate=False)
+            assert result.state == states.FAILURE
+            assert str(result.result) == "No prices: HTTP Error 500: Internal Server Error"
+
+
+def test_try_again_runs_the_call_again_under_its_id(load, capsys):
+    """A call that could not be served is sent again, and its caller gets the result in the end."""
+    example = load("try_again")
+    with running_worker(example.app) as runs:
+        capsys.readouterr()
+        example.main()
+        assert capsys.readouterr().out == "3.0\n"
+        assert runs.qsize() >= 1  # The second report may come after the result.
+        assert [runs.get(timeout=DEADLINE)[0] for _ in range(2)] == [states.SUCCESS] * 2
+
+
+def test_try_again_gives_up_on_one_call_alone(load):
+    """A call that never works fails for its caller in the end; its neighbour is not affected."""
+    example = load("try_again")
+    with running_worker(example.app):
+        hopeless, fine = example.halve.delay(-1), example.halve.delay(8)
+        assert fine.get(timeout=DEADLINE, interval=0.01) == 4
+        with pytest.raises(ConnectionError, match="try again later"):
+            hopeless.get(timeout=DEADLINE, interval=0.01)
+
+
+@pytest.mark.parametrize(
+    ("way", "result"), [("one_call", 5), ("always_eager", 5), ("whole_batch", 6)]
+)
+def test_eager_runs_without_a_worker(load, way, result):
+    """Each of the ways to run a batch task in this process returns what the page says."""
+    assert getattr(load("eager"), way)() == result
+
+
+def test_every_example_is_shown():
+    """There is no example that no page shows."""
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.rst"))
+    for example in EXAMPLES.glob("*.py"):
+        assert f"literalinclude:: examples/{example.name}" in pages, example.name

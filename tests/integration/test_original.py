@@ -1,0 +1,46 @@
+"""An application written for the original celery-batches 0.11 runs unchanged."""
+
+import os
+import sys
+
+import pytest
+
+ORIGINAL = os.environ.get("ORIGINAL_PYTHON")
+
+
+@pytest.mark.parametrize(
+    "python",
+    [
+        pytest.param(sys.executable, id="ours"),
+        pytest.param(
+            ORIGINAL,
+            id="0.11",
+            marks=pytest.mark.skipif(
+                not ORIGINAL, reason="ORIGINAL_PYTHON, with celery-batches 0.11, is not set"
+            ),
+        ),
+    ],
+)
+def test_an_app_for_0_11(python, broker, backend, deploy):
+    # Without a prefix, which not every Celery makes into the same keys: the two may differ here.
+    site = deploy("original_app", broker, backend, result_backend_transport_options={})
+    module = site.module
+    urls = [f"https://{'x' * (i % 3)}.example.com/{i}" for i in range(6)]
+    clicks = [module.count_click.delay(url="/home") for _ in range(3)]
+    reputations = [module.wot_api.delay(url) for url in urls]
+    retried = [module.unreliable.delay(i, by=10) for i in range(6)]
+    plain = [module.ordinary.delay(i) for i in range(3)]
+    with site.worker(python=python):
+        counts = [result.get(timeout=30) for result in clicks]
+        assert all(1 <= count <= 3 for count in counts)
+        assert [result.get(timeout=30) for result in reputations] == [
+            len(f"{'x' * (i % 3)}.example.com") for i in range(6)
+        ]
+        assert [result.get(timeout=30) for result in retried] == [i * 10 for i in range(6)]
+        assert [result.get(timeout=30) for result in plain] == [1, 2, 3]
+    attempts = {path.name for path in site.directory.glob("attempts-*")}
+    assert attempts == {f"attempts-{result.id}" for result in retried[1::2]}
+    assert site.messages_left() == 0
+    if backend.startswith("redis"):
+        for result in (*clicks, *reputations, *retried, *plain):
+            result.forget()

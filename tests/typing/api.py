@@ -1,0 +1,70 @@
+"""The public names as a user writes them, for ``mypy --strict``: it is checked, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from celery import Celery
+
+from celery_batches import Batches, SimpleRequest, __version__
+from celery_batches.trace import apply_batches_task
+
+version: str = __version__
+app = Celery("typed")
+
+six = SimpleRequest("id", "name", ["a"], {"k": 1}, {"exchange": ""}, "worker@host")
+ten = SimpleRequest("id", "name", (), {}, None, None, True, "reply", "correlation", {"id": "id"})
+named = SimpleRequest(id="id", name="name", args=[], kwargs={}, delivery_info={}, hostname="h")
+
+id_: str | None = six.id
+name: str | None = six.name
+args: Sequence[Any] = six.args
+kwargs: Mapping[str, Any] = six.kwargs
+delivery_info: dict[str, Any] | None = six.delivery_info
+hostname: str | None = six.hostname
+ignore_result: bool = six.ignore_result
+reply_to: str | None = six.reply_to
+correlation_id: str | None = six.correlation_id
+headers: dict[str, Any] | None = six.headers
+redelivered: bool = six.redelivered
+time_limit: float | None = six.time_limit
+root_id: str | None = six.root_id
+made: SimpleRequest = SimpleRequest.from_request(object())
+
+
+def count(requests: list[SimpleRequest]) -> int:
+    return sum(len(request.args) for request in requests)
+
+
+class Click(Batches):
+    flush_every = 100
+    flush_interval = timedelta(seconds=10)
+
+    def flush(self, requests: Any) -> Any:
+        return super().flush(requests)
+
+
+class Upsert(Batches):
+    flush_every = 1000
+    flush_interval = 0.5
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        return count(*args)
+
+
+class Own(SimpleRequest):
+    @property
+    def tenant(self) -> str:
+        return str((self.headers or {}).get("tenant"))
+
+
+task: Batches = Click()
+every: int = task.flush_every
+seconds: float = task.flush_interval_seconds
+handler: Callable[..., Any] = task.Strategy(task, app, None)
+task.flush([])
+task.apply_buffer([], ([],), {})
+result: Any = task.apply(("a",), {"k": 1}, task_id="id", throw=True)
+returned: Any = apply_batches_task(task, ([six],), 0, None)

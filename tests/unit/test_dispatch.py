@@ -1,0 +1,302 @@
+"""One batch on its way through the pool: what each member is told."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import TaskRevokedError
+from celery.worker import state as worker_state
+from unit.support import make_request, protocol_2
+
+from celery_batches import Batches
+from celery_batches.dispatch import BatchJob
+
+
+class Pool:
+    """Keeps what it is given, and hands out a handle that a weak reference can point to."""
+
+    class Handle:
+        pass
+
+    def __init__(self, *, handle: bool = True) -> None:
+        self.handle = self.Handle() if handle else None
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def apply_async(self, target: Any, **options: Any) -> Any:
+        self.calls.append((target, options))
+        return self.handle
+
+
+class World:
+    """A batch of real requests, whose callbacks are recorded before Celery's own run."""
+
+    def __init__(self, app: Any, size: int = 3, **options: Any) -> None:
+        headers = options.pop("headers", [{}] * size)
+
+        @app.task(base=Batches, name="unit.click", **options)
+        def click(requests: Any) -> None: ...
+
+        self.task = click
+        self.told: list[tuple[Any, ...]] = []
+        self.broken: set[str] = set()
+        self.released = 0
+        self.messages = [protocol_2(app, f"id-{i}", click.name, **headers[i]) for i in range(size)]
+        self.requests = [make_request(app, click, message) for message in self.messages]
+        for request in self.requests:
+            for name in ("on_accepted", "on_success", "on_failure", "on_timeout"):
+                self._spy(request, name)
+        self.job = BatchJob(
+            *(click, self.requests), trigger="size", hostname="w@h", on_released=self._release
+        )
+        self.pool = Pool()
+
+    def _spy(self, request: Any, name: str) -> None:
+        original = getattr(request, name)
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            self.told.append((name, request.id, *args))
+            if request.id in self.broken:
+                raise RuntimeError("broken callback")
+            return original(*args, **kwargs)
+
+        setattr(request, name, spy)
+
+    def _release(self) -> None:
+        self.released += 1
+
+    def send(self) -> dict[str, Any]:
+        self.job.execute_using_pool(self.pool)
+        ((_, options),) = self.pool.calls
+        return options
+
+    def ids_told(self, name: str) -> list[str]:
+        return [told[1] for told in self.told if told[0] == name]
+
+    @property
+    def said(self) -> list[list[str]]:
+        return [[what for what, _ in message.channel.said] for message in self.messages]
+
+
+IDS = ["id-0", "id-1", "id-2"]
+OK = (False, [(False, "None")] * 3, 0.5)
+
+
+def boom() -> ExceptionInfo:
+    try:
+        raise KeyError("boom")
+    except KeyError:
+        return ExceptionInfo()
+
+
+def test_the_pool_gets_one_task(app: Any) -> None:
+    """A batch is one task to the pool, under an id of its own, with all members in order."""
+    world = World(app)
+    options = world.send()
+    name, batch_id, members, trigger, hostname, body_args = options["args"]
+    assert (name, batch_id, trigger, hostname) == ("unit.click", world.job.id, "size", "w@h")
+    assert [member.id for member in members] == IDS
+    assert body_args is None
+    assert options["correlation_id"] == world.job.id
+    assert world.job.id not in IDS
+
+
+def test_every_callback_reaches_every_member(app: Any) -> None:
+    """Accepted and succeeded: each member hears both, with its own report, and is acknowledged."""
+    world = World(app)
+    options = world.send()
+    options["accept_callback"](123, 0.0)
+    options["callback"]((False, [(False, "a"), (False, "b"), (False, "c")], 0.5))
+    assert world.ids_told("on_accepted") == IDS
+    assert [told[2] for told in world.told if told[0] == "on_success"] == [
+        *((False, "a", 0.5), (False, "b", 0.5), (False, "c", 0.5))
+    ]
+    assert world.said == [["ack"]] * 3
+    assert {request.worker_pid for request in world.requests} == {123}
+    assert worker_state.total_count == {"unit.click": 3}
+
+
+def test_acks_late_waits_for_the_result(app: Any) -> None:
+    """With acks_late no member is acknowledged before the batch has ended."""
+    world = World(app, acks_late=True)
+    options = world.send()
+    options["accept_callback"](123, 0.0)
+    assert world.said == [[]] * 3
+    assert world.released == 0
+    options["callback"](OK)
+    assert world.said == [["ack"]] * 3
+    assert world.released == 1
+
+
+def test_a_failed_member_does_not_fail_its_neighbours(app: Any) -> None:
+    """A report of failure is told to the one that it is about."""
+    world = World(app, acks_late=True)
+    options = world.send()
+    options["accept_callback"](1, 0.0)
+    options["callback"]((False, [(False, "a"), (True, boom()), (False, "c")], 0.5))
+    assert world.ids_told("on_failure") == ["id-1"]
+    assert world.ids_told("on_success") == IDS
+    assert world.released == 1
+
+
+def test_a_lost_batch_is_lost_for_every_member(app: Any) -> None:
+    """What the pool could not run at all fails for each member."""
+    world = World(app)
+    world.send()["error_callback"](boom())
+    assert world.ids_told("on_failure") == IDS
+    assert world.released == 1
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_a_time_limit_is_told_to_every_member(app: Any, soft: bool) -> None:
+    """Each member hears of a time limit; the hard one ends the batch."""
+    world = World(app)
+    world.send()["timeout_callback"](soft, 5)
+    assert [told[1:] for told in world.told] == [(id, soft, 5) for id in IDS]
+    assert world.released == (0 if soft else 1)
+
+
+@pytest.mark.parametrize("callback", ["accept", "success", "failure", "timeout"])
+def test_a_broken_callback_does_not_lose_the_neighbours(
+    app: Any, caplog: pytest.LogCaptureFixture, callback: str
+) -> None:
+    """When a callback raises for one member, the others are told all the same, and it is logged."""
+    world = World(app)
+    options = world.send()
+    world.broken = {"id-0", "id-1"}
+    call, name = {
+        "accept": (lambda: options["accept_callback"](1, 0.0), "on_accepted"),
+        "success": (lambda: options["callback"](OK), "on_success"),
+        "failure": (lambda: options["error_callback"](boom()), "on_failure"),
+        "timeout": (lambda: options["timeout_callback"](False, 5), "on_timeout"),
+    }[callback]
+    call()
+    assert world.ids_told(name) == IDS
+    assert sum("broken callback" in record.getMessage() for record in caplog.records) == 2
+    assert world.released == 1
+
+
+@pytest.mark.parametrize("acks_late", [True, False])
+def test_room_is_released_exactly_once(app: Any, acks_late: bool) -> None:
+    """However many callbacks the pool makes, what the batch held is given back once."""
+    world = World(app, acks_late=acks_late)
+    options = world.send()
+    options["accept_callback"](1, 0.0)
+    assert world.released == (0 if acks_late else 1)
+    options["timeout_callback"](True, 5)
+    options["timeout_callback"](False, 5)
+    options["error_callback"](boom())
+    options["callback"](OK)
+    assert world.released == 1
+
+
+LIMITS = [
+    ([(None, None)] * 3, {}, (None, None)),
+    ([(None, None)] * 3, {"time_limit": 50, "soft_time_limit": 40}, (50, 40)),
+    ([(30, 20), (None, 25), (10, None)], {"time_limit": 50, "soft_time_limit": 40}, (10, 20)),
+    ([(100, 90)] + [(None, None)] * 2, {"time_limit": 50, "soft_time_limit": 40}, (100, 90)),
+]
+
+
+@pytest.mark.parametrize(("members", "options", "expected"), LIMITS)
+def test_the_tightest_time_limit_counts(
+    app: Any, members: Any, options: dict[str, Any], expected: Any
+) -> None:
+    """A batch gets the tightest limit that a member asks for, else that of the task."""
+    headers = [{"time_limit": hard, "soft_time_limit": soft} for hard, soft in members]
+    sent = World(app, headers=headers, **options).send()
+    assert (sent["timeout"], sent["soft_timeout"]) == expected
+
+
+@pytest.mark.parametrize("limit", [["x", None], [None, "x"], 5, [1], [1, 2, 3], {"a": 1}])
+def test_a_member_with_senseless_limits_is_refused_alone(app: Any, limit: Any) -> None:
+    """Nonsense in one member's headers rejects that one, and the rest of the batch runs."""
+    world = World(app)
+    world.requests[1].time_limits = limit
+    options = world.send()
+    assert [member.id for member in options["args"][2]] == ["id-0", "id-2"]
+    assert world.said[1] == ["reject"]
+    options["callback"]((False, [(False, "None")] * 2, 0.1))
+    assert world.ids_told("on_success") == ["id-0", "id-2"]
+    assert world.released == 1
+
+
+def test_revoked_members_are_dropped(app: Any) -> None:
+    """A member that was revoked while it was buffered is not run; its neighbours are."""
+    world = World(app)
+    worker_state.revoked.add("id-1")
+    options = world.send()
+    assert [member.id for member in options["args"][2]] == ["id-0", "id-2"]
+    assert world.said[1] == ["ack"]
+    options["callback"]((False, [(False, "None")] * 2, 0.1))
+    assert world.ids_told("on_success") == ["id-0", "id-2"]
+
+
+def test_expired_members_are_dropped(app: Any) -> None:
+    """A member that expired while it was buffered is not run."""
+    past = "2001-01-01T00:00:00+00:00"
+    world = World(app, headers=[{}, {"expires": past}, {}])
+    assert [member.id for member in world.send()["args"][2]] == ["id-0", "id-2"]
+
+
+def test_nothing_is_sent_when_all_are_revoked(app: Any) -> None:
+    """A batch without members never reaches the pool, and gives back its room."""
+    world = World(app)
+    worker_state.revoked.update(IDS)
+    with pytest.raises(TaskRevokedError):
+        world.job.execute_using_pool(world.pool)
+    assert world.pool.calls == []
+    assert world.released == 1
+
+
+def test_terminate_reaches_the_pool_through_any_member(app: Any) -> None:
+    """Each member knows the pool's handle of the batch, as `Request.terminate` needs it."""
+    world = World(app)
+    world.send()
+    assert {request._apply_result() for request in world.requests} == {world.pool.handle}
+
+
+def test_a_pool_without_handles(app: Any) -> None:
+    """A pool that returns nothing, as solo does, is fine."""
+    world = World(app)
+    world.pool = Pool(handle=False)
+    world.send()
+    assert {request._apply_result for request in world.requests} == {None}
+
+
+def test_body_args_cross_to_the_pool(app: Any) -> None:
+    """Arguments that apply_buffer was given for the body reach it."""
+    world = World(app)
+    world.job._body_args = ("x",)
+    assert world.send()["args"][-1] == ("x",)
+
+
+def test_a_system_exit_from_the_pool(app: Any) -> None:
+    """A pool that reports SystemExit as a result fails each member instead of losing the batch."""
+    world = World(app)
+    world.send()["callback"](boom())
+    assert world.ids_told("on_failure") == IDS
+    assert world.released == 1
+
+
+def test_a_killed_greenlet(app: Any) -> None:
+    """What the gevent pool says of a greenlet that was killed ends the batch."""
+    world = World(app)
+    world.send()["callback"]((False, None, None))
+    assert world.ids_told("on_success") == IDS
+    assert world.released == 1
+
+
+def test_errors_are_logged_with_the_batch(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A log line about a member's callback names the task and the batch."""
+    world = World(app)
+    options = world.send()
+    world.broken = {"id-2"}
+    with caplog.at_level(logging.ERROR):
+        options["callback"](OK)
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert "unit.click" in record.getMessage()
+    assert world.job.id in record.getMessage()
+    assert record.exc_info

@@ -1,0 +1,146 @@
+"""Options that make no sense are refused where the task is defined."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from celery.exceptions import ImproperlyConfigured
+
+from celery_batches import Batches
+
+BAD_EVERY = [0, -1, True, False, 1.0, 2.5, "10", None, float("nan"), float("inf"), [10]]
+BAD_INTERVAL = [
+    *(0, -1, 0.0, -0.5, True, False, "10", None, float("nan"), float("inf"), float("-inf")),
+    *(timedelta(0), timedelta(seconds=-1), 1j, [10]),
+]
+GOOD_INTERVAL = [
+    *((1, 1.0), (0.001, 0.001), (1e9, 1e9), (Fraction(1, 2), 0.5)),
+    *((timedelta(minutes=1), 60.0), (timedelta(milliseconds=5), 0.005)),
+]
+BAD = [("flush_every", v) for v in BAD_EVERY] + [("flush_interval", v) for v in BAD_INTERVAL]
+
+
+def check_message(error: pytest.ExceptionInfo[Any], task: str, option: str, value: Any) -> None:
+    text = str(error.value)
+    assert task in text, "which task"
+    assert option in text, "which option"
+    assert repr(value) in text, "which value"
+    assert f"Set for example {option}=" in text, "what to do"
+
+
+def test_the_documented_defaults(app: Any) -> None:
+    """Without options, a batch is 10 requests or 30 seconds, and arguments are not checked."""
+
+    @app.task(base=Batches)
+    def click(requests: Any) -> None: ...
+
+    assert (click.flush_every, click.flush_interval_seconds) == (10, 30.0)
+    assert click.typing is False
+
+
+@pytest.mark.parametrize(("option", "value"), BAD, ids=repr)
+def test_bad_in_the_decorator(app: Any, option: str, value: Any) -> None:
+    """A decorator with nonsense raises, with task, option, value and fix in the message."""
+    with pytest.raises(ImproperlyConfigured) as error:
+
+        @app.task(base=Batches, name="unit.bad", lazy=False, **{option: value})
+        def bad(requests: Any) -> None: ...
+
+    check_message(error, "unit.bad", option, value)
+
+
+@pytest.mark.parametrize(("option", "value"), BAD, ids=repr)
+def test_bad_on_a_subclass(option: str, value: Any) -> None:
+    """A subclass with nonsense raises when the class is made."""
+    with pytest.raises(ImproperlyConfigured) as error:
+        type("BadBatches", (Batches,), {option: value, "__module__": "unit"})
+    check_message(error, "unit.BadBatches", option, value)
+
+
+@pytest.mark.parametrize(("option", "value"), BAD, ids=repr)
+def test_bad_in_task_annotations(app: Any, option: str, value: Any) -> None:
+    """Configuration with nonsense raises when the task is created."""
+    app.conf.task_annotations = {"unit.bad": {option: value}}
+    with pytest.raises(ImproperlyConfigured) as error:
+
+        @app.task(base=Batches, name="unit.bad", lazy=False)
+        def bad(requests: Any) -> None: ...
+
+    check_message(error, "unit.bad", option, value)
+
+
+@pytest.mark.parametrize("value", [1, 2, 10**6])
+def test_good_flush_every(app: Any, value: int) -> None:
+    """Any int from 1 up is a batch size, from wherever it is set."""
+
+    @app.task(base=Batches, name="unit.decorated", flush_every=value)
+    def decorated(requests: Any) -> None: ...
+
+    class Sized(Batches):
+        flush_every = value
+
+    app.conf.task_annotations = {"unit.annotated": {"flush_every": value}}
+
+    @app.task(base=Batches, name="unit.annotated")
+    def annotated(requests: Any) -> None: ...
+
+    @app.task(base=Sized, name="unit.derived")
+    def derived(requests: Any) -> None: ...
+
+    assert [t.flush_every for t in (decorated, annotated, derived)] == [value] * 3
+
+
+@pytest.mark.parametrize(("value", "seconds"), GOOD_INTERVAL, ids=repr)
+def test_good_flush_interval(app: Any, value: Any, seconds: float) -> None:
+    """A number of seconds above 0 and a timedelta mean the same, from wherever they are set."""
+
+    @app.task(base=Batches, name="unit.decorated", flush_interval=value)
+    def decorated(requests: Any) -> None: ...
+
+    class Timed(Batches):
+        flush_interval = value
+
+    app.conf.task_annotations = {"unit.annotated": {"flush_interval": value}}
+
+    @app.task(base=Batches, name="unit.annotated")
+    def annotated(requests: Any) -> None: ...
+
+    @app.task(base=Timed, name="unit.derived")
+    def derived(requests: Any) -> None: ...
+
+    assert [t.flush_interval_seconds for t in (decorated, annotated, derived)] == [seconds] * 3
+
+
+def test_a_class_based_task(app: Any) -> None:
+    """A task that is a class with a run method is registered and bound as with Celery's Task."""
+
+    class Click(Batches):
+        name = "unit.class"
+        flush_every = 3
+
+        def run(self, requests: Any) -> int:
+            return len(requests)
+
+    task = app.register_task(Click())
+    assert task.flush_every == 3
+    assert task.apply().get() == 1
+
+
+def test_a_body_is_needed() -> None:
+    """A task without a body says so when it is run."""
+    with pytest.raises(NotImplementedError, match="run"):
+        Batches().run([])
+
+
+def test_flush_outside_a_worker_is_refused(app: Any) -> None:
+    """Flushing requests that no worker buffered says what to do instead; nothing is nothing."""
+
+    @app.task(base=Batches, name="unit.click")
+    def click(requests: Any) -> None: ...
+
+    assert click.flush([]) is None
+    with pytest.raises(ValueError, match="apply_async"):
+        click.flush([object()])
