@@ -220,6 +220,9 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
 
     def stop(self, c: Any) -> None:
         """Retire every strategy: what is buffered goes back to the broker with the channel."""
+        # Without an event loop, Celery before 5.7 forgets the acknowledgements that still wait for
+        # the loop to come round: a batch that has run would be delivered again.
+        c.perform_pending_operations()
         for strategy in self._strategies(c):
             strategy.retire()
 

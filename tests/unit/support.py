@@ -182,6 +182,11 @@ class FakeConsumer:
         self.controller = SimpleNamespace(state=worker_state)
         self.strategies: dict[str, Any] = {}
         self.sent: list[Any] = []
+        self.pending_operations: list[Any] = []
+
+    def perform_pending_operations(self) -> None:
+        while self.pending_operations:
+            self.pending_operations.pop(0)()
 
     def on_task_request(self, job: Any) -> None:
         self.sent.append(job)

@@ -473,3 +473,11 @@ def test_threads_neither_lose_nor_duplicate(app: Any, clock: Clock) -> None:
     assert len(sent) == len(set(sent)) == count * threads
     assert all(1 <= len(ids) <= 3 for _, ids in worker.batches)
     assert worker.waiting == 0
+
+
+def test_the_step_sends_the_acknowledgements_that_still_wait(worker: Worker) -> None:
+    """A worker that stops acknowledges what has run, though its loop will not come round again."""
+    sent: list[str] = []
+    worker.consumer.pending_operations.append(lambda: sent.append("ack"))
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert sent == ["ack"]
