@@ -1,6 +1,6 @@
 """Run the tests on every Python found here x the oldest and newest Celery, and print a table.
 
-`matrix.py ends` takes the oldest Celery release and the newest series;
+`matrix.py ends` takes the oldest Celery release that works on a Python and the newest series;
 `matrix.py full` takes every cell of tox.ini. Run in an environment that has tox.
 """
 
@@ -63,8 +63,13 @@ def cells() -> list[Cell]:
 
 
 def ends(every: list[Cell]) -> list[Cell]:
-    series = sorted({cell.celery for cell in every if cell.celery != "lowest"})
-    return [cell for cell in every if cell.celery in {"lowest", series[-1]}]
+    """The oldest Celery that there is for each Python, and the newest."""
+    chosen = []
+    for python in dict.fromkeys(cell.python for cell in every):
+        of_python = [cell for cell in every if cell.python == python]
+        oldest_first = sorted(of_python, key=lambda cell: (cell.celery != "lowest", cell.celery))
+        chosen += [oldest_first[0], oldest_first[-1]]
+    return chosen
 
 
 def interpreter(version: str) -> str | None:
