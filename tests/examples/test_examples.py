@@ -14,6 +14,7 @@ from threading import Thread
 import pytest
 from celery import _state, chord, signals, states
 from celery.contrib.testing.worker import start_worker
+from kombu.transport import memory
 
 from celery_batches import Batches
 
@@ -81,6 +82,9 @@ def running_worker(app):
                 app.control.shutdown()
     finally:
         signals.task_postrun.disconnect(report)
+        # If the worker was gone by then, that message still waits, and would end the next one: in
+        # one process they all have the same name, and the same broker.
+        memory.Channel.queues.clear()
 
 
 def rows_of(module, query):
