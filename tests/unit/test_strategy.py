@@ -218,6 +218,7 @@ def test_a_reload_keeps_what_is_waiting(worker: Worker) -> None:
     worker.connect()
     assert len(worker.timer.armed) == 1
     assert len(worker_state.reserved_requests) == 2
+    assert worker.consumer.qos.value == 4 + 3, "the room for a batch is still there"
     worker.receive()
     assert worker.batches == [("size", ["id-0", "id-1", "id-2"])]
     assert worker.strategy.task.flush_every == 3
