@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
 from celery.result import EagerResult
 
-__all__ = ("eager_result",)
+__all__ = ("eager_result", "is_pydantic", "publish")
 
 #: Celery 5.4 and newer let the result of an eager call know the name of its task.
 _NAMED_RESULTS = "name" in signature(EagerResult.__init__).parameters
@@ -20,3 +21,18 @@ def eager_result(
     if _NAMED_RESULTS:
         return EagerResult(task_id, value, state, traceback=traceback, name=name)
     return EagerResult(task_id, value, state, traceback=traceback)
+
+
+def publish(app: Any, send: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Send a callback from the pool.
+
+    Celery 5.7 and newer do not let a broker that is away hold up the pool for long.
+    """
+    patiently = getattr(app.amqp, "_retry_publish", None)
+    return send(*args, **options) if patiently is None else patiently(send, *args, **options)
+
+
+def is_pydantic(body: Any) -> bool:
+    """Whether Celery (5.5 and newer) has wrapped the body of a task for ``pydantic=True``."""
+    module = getattr(body, "__globals__", {}).get("__name__")
+    return hasattr(body, "__wrapped__") and bool(module == "celery.app.base")

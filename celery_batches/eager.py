@@ -11,13 +11,24 @@ from celery.utils.functional import maybe_list
 from celery.utils.nodenames import gethostname
 
 from .compat import eager_result
-from .request import PACKED_KEYS, SimpleRequest
+from .packing import PACKED
+from .request import SimpleRequest
 from .trace import BatchTrace
 
 __all__ = ("apply_eagerly",)
 
+#: The state of a call that has ended that way.
+STATES = {
+    "done": states.SUCCESS,
+    "unmarked": states.SUCCESS,
+    "failed": states.FAILURE,
+    "retried": states.RETRY,
+    "rejected": states.REJECTED,
+    "ignored": states.IGNORED,
+}
+
 #: The calling options that a call's context keeps.
-EAGER_KEYS = frozenset(PACKED_KEYS) | {"headers"}
+EAGER_KEYS = PACKED | {"headers"}
 
 
 def apply_eagerly(
@@ -60,16 +71,16 @@ def apply_eagerly(
         propagate=propagate,
     )
     trace.run()
-    # What the body has set for this request is what a caller of a worker would get.
-    own = request._outcome
-    if own is not None:
-        value, state = own.value, states.SUCCESS if own.kind == "done" else states.FAILURE
-    else:
-        value = trace.retval if trace.error is None else trace.error
-        state = trace.state or states.SUCCESS
-    failed, report = trace.reports[0]
+    (settled,) = trace.settled
+    if settled.kind == "retried" and getattr(settled.value, "sig", None) is not None:
+        return settled.value.sig.apply(retries=(request.retries or 0) + 1, throw=propagate)
+    if settled.kind == "failed" and propagate:
+        raise settled.value
+    failed, report = settled.report
     traceback = report.traceback if failed else None
-    return eager_result(task_id, value, state, traceback=traceback, name=task.name)
+    return eager_result(
+        task_id, settled.value, STATES[settled.kind], traceback=traceback, name=task.name
+    )
 
 
 def _eager_request(

@@ -9,7 +9,23 @@ from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
-__all__ = ("check_flush_every", "check_flush_interval")
+from .compat import is_pydantic
+
+__all__ = ("check_body", "check_flush_every", "check_flush_interval")
+
+
+def check_body(task_name: str, body: Any) -> None:
+    """Refuse what Celery has made of the body for a task that takes its arguments itself.
+
+    Raises:
+        celery.exceptions.ImproperlyConfigured: If the task has ``pydantic=True``.
+    """
+    if is_pydantic(body):
+        raise ImproperlyConfigured(
+            f"Task {task_name!r}: pydantic=True validates arguments by the signature of the body, "
+            f"which gets a list of requests here. Leave it out, and validate the arguments of each "
+            f"request in the body, for example by Model.model_validate(request.kwargs)."
+        )
 
 
 def check_flush_every(task_name: str, value: Any) -> int:

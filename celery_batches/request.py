@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from sys import intern
+from numbers import Real
 from typing import Any
 
 from .outcomes import Outcome
+from .packing import PACKED, pack, unpack
 
 __all__ = ("SimpleRequest",)
 
@@ -39,29 +40,18 @@ CONTEXT_DEFAULTS: dict[str, Any] = {
     "utc": None,
 }
 
-#: Keys that travel as a bare tuple of values when a request is pickled: the headers of task
-#: protocol 2, what it embeds in the body, and what the worker adds on receipt.
-PACKED_KEYS = (
-    *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries"),
-    *("timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result"),
-    *("replaced_task_nesting", "stamped_headers", "stamps", "compression"),
-    *("callbacks", "errbacks", "chain", "chord"),
-    *("properties", "reply_to", "correlation_id", "hostname", "delivery_info", "args", "kwargs"),
-)
-_PACKED = frozenset(PACKED_KEYS)
-_PACKED_COUNT = len(PACKED_KEYS)
-
 #: Every key that is not a custom header.
-_NOT_CUSTOM = _PACKED | CONTEXT_DEFAULTS.keys() | {"headers", "time_limit", "soft_time_limit"}
-
-#: Keys that are in the request but were not in the message's headers.
-_NOT_HEADERS = frozenset(PACKED_KEYS[PACKED_KEYS.index("callbacks") :])
+_NOT_CUSTOM = PACKED | CONTEXT_DEFAULTS.keys() | {"headers", "time_limit", "soft_time_limit"}
 
 #: Own attributes, in the order of the constructor.
 _FIELDS = (
     *("id", "name", "args", "kwargs", "delivery_info", "hostname"),
     *("ignore_result", "reply_to", "correlation_id", "request_dict"),
 )
+
+#: What is not pickled as an attribute of a subclass: the fields are pickled otherwise, and what
+#: the run of a batch has noted here is of no use elsewhere.
+_NOT_PICKLED = frozenset(_FIELDS) | {"_outcome", "_batch", "_over", "_children"}
 
 
 class _ShortRepr(reprlib.Repr):
@@ -112,7 +102,14 @@ class SimpleRequest:
     correlation_id: str | None = None
     request_dict: dict[str, Any] | None = None
 
+    #: What has been noted of how it ended, here and in the result backend.
     _outcome: Outcome | None = None
+    #: What runs the batch that it is in, while the body runs.
+    _batch: Any = None
+    #: Whether that batch is over.
+    _over: bool = False
+    #: Results of the tasks that it has set off.
+    _children: Sequence[Any] = ()
 
     def __init__(
         self,
@@ -170,10 +167,111 @@ class SimpleRequest:
         except KeyError:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}") from None
 
-    def _settle(self, outcome: Outcome) -> None:
-        """Note how this request ended. The first outcome wins."""
-        if self._outcome is None:
-            self._outcome = outcome
+    def mark_as_done(self, result: Any = None) -> None:
+        """Succeed with this result, as a task that returns it.
+
+        Takes effect when the body ends, also if it raises: the result goes to the result backend,
+        and what waits for this call (``link``, the next task of a chain, a chord) goes on. The
+        first outcome of a request wins: any other after it is ignored.
+
+        May be called from any thread.
+
+        Arguments:
+            result: What the caller of this call gets.
+
+        Raises:
+            RuntimeError: If the batch is over.
+        """
+        self._note(Outcome("done", result))
+
+    def mark_as_failure(self, exc: Exception) -> None:
+        """Fail with this exception, as a task that raises it. See `mark_as_done`.
+
+        Arguments:
+            exc: What the caller of this call gets raised.
+
+        Raises:
+            RuntimeError: If the batch is over.
+            TypeError: If it is not an exception.
+        """
+        if not isinstance(exc, Exception):
+            raise TypeError(
+                f"{self!r}: mark_as_failure() takes an exception, such as ValueError('no such "
+                f"user'), not {exc!r}"
+            )
+        self._note(Outcome("failed", exc))
+
+    def retry(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: Exception | None = None,
+        eta: Any = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Send this call again under its own id, as ``Task.retry`` does. See `mark_as_done`.
+
+        Arguments:
+            args: Positional arguments to retry with, if not the same again.
+            kwargs: Keyword arguments to retry with, if not the same again.
+            exc: Why. It is what the call fails with when it has used up its retries; without it,
+                that is ``MaxRetriesExceededError``.
+            eta: The ``datetime.datetime`` to run it at.
+            countdown: Seconds to wait. Defaults to the ``default_retry_delay`` of the task.
+            max_retries: The limit for this call, this time. Defaults to that of the task.
+            **options: Other calling options, such as ``queue`` or ``priority``.
+
+        Raises:
+            RuntimeError: If the batch is over.
+            TypeError: If ``exc`` is not an exception or ``countdown`` is not a number.
+        """
+        if exc is not None and not isinstance(exc, Exception):
+            raise TypeError(f"{self!r}: exc of retry() must be an exception, not {exc!r}")
+        if countdown is not None and not isinstance(countdown, Real):
+            raise TypeError(f"{self!r}: countdown of retry() is in seconds, not {countdown!r}")
+        options.pop("throw", None)  # Of Task.retry(): there is nothing to raise here.
+        given = {"args": args, "kwargs": kwargs, "eta": eta, "countdown": countdown}
+        given["max_retries"] = max_retries
+        self._note(Outcome("retried", exc, options={**given, **options}))
+
+    def reject(self, requeue: bool = False) -> None:
+        """Have the broker take the message back, as a task that raises ``Reject``.
+
+        Has no effect on the message without ``acks_late``: it is acknowledged by then. See
+        `mark_as_done`.
+
+        Arguments:
+            requeue: Whether it is to be delivered again. If not, it is dropped, or goes to the
+                dead-letter exchange of its queue.
+
+        Raises:
+            RuntimeError: If the batch is over.
+        """
+        self._note(Outcome("rejected", options={"requeue": bool(requeue)}))
+
+    def _enter(self, batch: Any) -> None:
+        """Be part of a batch that is about to run."""
+        self._batch, self._over = batch, False
+        self.__dict__.pop("_outcome", None)
+
+    def _leave(self) -> None:
+        """Be told that the body is over."""
+        self._batch, self._over = None, True
+
+    def _note(self, outcome: Outcome) -> None:
+        if self._over:
+            raise RuntimeError(
+                f"{self!r}: its batch is over, so it cannot be {outcome.kind} any more; do that "
+                f"before the body of the task returns"
+            )
+        self._settle(outcome)
+
+    def _settle(self, outcome: Outcome) -> bool:
+        """Note how this request ended; return whether it was news. The first outcome wins."""
+        # One step, since helper threads of the body may settle requests.
+        return self.__dict__.setdefault("_outcome", outcome) is outcome
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the attribute ``key``, or ``default`` when there is none."""
@@ -186,8 +284,11 @@ class SimpleRequest:
 
     @property
     def children(self) -> list[Any]:
-        """Always empty, since calls made by the body belong to the whole batch."""
-        return []
+        """Results of its callbacks and of the next task of its chain, once they were sent.
+
+        Calls made by the body belong to the whole batch, and are not here.
+        """
+        return list(self._children)
 
     @property
     def headers(self) -> dict[str, Any] | None:
@@ -215,9 +316,9 @@ class SimpleRequest:
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = self.__dict__
-        extra = {k: v for k, v in state.items() if k not in _FIELDS}
+        extra = {k: v for k, v in state.items() if k not in _NOT_PICKLED}
         fields = tuple([state.get(k, getattr(type(self), k)) for k in _FIELDS[:-1]])
-        return _restore, (type(self), fields, _pack(self.request_dict)), extra or None
+        return _restore, (type(self), fields, pack(self.request_dict)), extra or None
 
     def __repr__(self) -> str:
         return (
@@ -226,47 +327,10 @@ class SimpleRequest:
         )
 
 
-def _pack(context: dict[str, Any] | None) -> tuple[Any, ...] | None:
-    """Turn a context into a tuple without its usual keys, ``...`` standing for a missing one."""
-    if context is None:
-        return None
-    get = context.get
-    values: list[Any] = [get(key, ...) for key in PACKED_KEYS]
-    others = {key: value for key, value in context.items() if key not in _PACKED}
-    properties = get("properties")
-    if properties:
-        # Brokers' clients make these keys anew for each message; pickle writes a key once only
-        # if it is the same object.
-        properties = {intern(key): value for key, value in properties.items()}
-        headers = properties.get("application_headers")
-        if headers and _NOT_HEADERS.isdisjoint(headers):
-            # AMQP repeats the headers here: they are put back on arrival.
-            properties["application_headers"] = ...
-        values[PACKED_KEYS.index("properties")] = properties
-    return (*values, others or None)
-
-
-def _unpack(packed: tuple[Any, ...] | None) -> dict[str, Any] | None:
-    if packed is None:
-        return None
-    context = {
-        key: value for key, value in zip(PACKED_KEYS, packed, strict=False) if value is not ...
-    }
-    others = packed[_PACKED_COUNT]
-    if others:
-        context.update(others)
-    properties = context.get("properties")
-    if properties and properties.get("application_headers") is ...:
-        properties["application_headers"] = {
-            key: value for key, value in context.items() if key not in _NOT_HEADERS
-        }
-    return context
-
-
 def _restore(
     cls: type[SimpleRequest], fields: tuple[Any, ...], packed: tuple[Any, ...] | None
 ) -> SimpleRequest:
     self = cls.__new__(cls)
     self.__dict__.update(zip(_FIELDS, fields, strict=False))
-    self.__dict__["request_dict"] = _unpack(packed)
+    self.__dict__["request_dict"] = unpack(packed)
     return self

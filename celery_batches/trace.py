@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from logging import DEBUG
 from time import monotonic
 from typing import Any
 
@@ -12,29 +11,26 @@ from billiard.einfo import ExceptionInfo
 from celery import current_app, signals, states
 from celery._state import _task_stack
 from celery.app.task import Context
-from celery.app.trace import get_log_policy, task_has_custom, traceback_clear
-from celery.exceptions import Ignore, Reject
+from celery.app.trace import task_has_custom, traceback_clear
+from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
-from celery.utils.saferepr import saferepr
-from celery.utils.serialization import get_pickleable_etype, get_pickleable_exception
+from celery.utils.serialization import get_pickleable_etype
 from kombu.utils.uuid import uuid
 
+from .context import call_handler, describe, sendable
+from .log import log_batch
 from .outcomes import UNMARKED, Outcome, decide
 from .request import SimpleRequest
-from .results import store_failure, watch
+from .results import done_before, store_started, watch
+from .settle import Report, Settled, Settler
 
-__all__ = ("BatchTrace", "Report", "apply_batches_task", "trace_batch")
+__all__ = ("BatchTrace", "apply_batches_task", "trace_batch")
 
 logger = get_logger(__name__)
 
-LOG_BATCH = "Batch %(name)s[%(id)s] of %(size)d requests, flushed by %(trigger)s, "
-LOG_SUCCESS = LOG_BATCH + "succeeded in %(runtime)ss: %(return_value)s"
-LOG_ENDED = LOG_BATCH + "%(description)s in %(runtime)ss: %(exc)s"
-
-#: What the pool says of one request: whether it failed, and the representation of its result or
-#: the ``ExceptionInfo`` of its failure (the first two values that ``Request.on_success`` takes).
-Report = tuple[bool, Any]
+#: What a signal handler sees as the state of a batch, by what its body raised.
+STATES = ((Retry, states.RETRY), (Reject, states.REJECTED), (Ignore, states.IGNORED))
 
 
 def trace_batch(
@@ -97,6 +93,16 @@ def apply_batches_task(
     return trace.retval if trace.error is None else None
 
 
+def outcome_of(exc: BaseException) -> Outcome:
+    """Return how a request ends that this exception was raised for."""
+    if isinstance(exc, Retry):
+        # Raised by hand: as in Celery, that alone sends nothing.
+        return Outcome("retried", exc.exc)
+    if isinstance(exc, Reject):
+        return Outcome("rejected", exc)
+    return Outcome("ignored" if isinstance(exc, Ignore) else "failed", exc)
+
+
 @dataclass(slots=True)
 class BatchTrace:
     """One run of a batch's body, and what came of it."""
@@ -121,13 +127,36 @@ class BatchTrace:
     state: str | None = None
     #: Seconds that the body took.
     runtime: float = 0.0
-    reports: list[Report] = field(default_factory=list)
+    #: How each request has ended, in order.
+    settled: list[Settled] = field(default_factory=list)
+    #: Why the retries of some requests have come to their end.
+    exhausted: list[BaseException] = field(default_factory=list)
+    _by_id: dict[str | None, SimpleRequest] | None = None
+
+    @property
+    def by_id(self) -> dict[str | None, SimpleRequest]:
+        """The requests, by id."""
+        if self._by_id is None:
+            self._by_id = {request.id: request for request in self.requests}
+        return self._by_id
+
+    @property
+    def reports(self) -> list[Report]:
+        """What the main process is told of each request, in order."""
+        return [settled.report for settled in self.settled]
 
     def run(self) -> None:
         """Run the body once, inside the context and the signals of one task: the batch."""
         task = self.task
+        for request in self.requests:
+            request._enter(self)
+            done_before(task, request)
+        members = self.unsettled()
+        if not members:
+            self._settle()
+            return
         if self.body_args is None:
-            self.body_args = (self.requests,)
+            self.body_args = (members,)
         started = monotonic()
         _task_stack.push(task)
         task.request_stack.push(self._context())
@@ -138,11 +167,15 @@ class BatchTrace:
                 sender=task, task_id=self.batch_id, task=task, args=self.body_args, kwargs={}
             )
             task.app.loader.on_task_init(self.batch_id, task)
-            self._call_body()
+            self._call_body(members)
             self.runtime = monotonic() - started
             self._conclude()
         finally:
             self._leave()
+
+    def unsettled(self) -> list[SimpleRequest]:
+        """Return the requests that have no outcome yet."""
+        return [request for request in self.requests if request._outcome is None]
 
     def _context(self) -> Context:
         return Context(
@@ -159,164 +192,101 @@ class BatchTrace:
             called_directly=False,
             ignore_result=True,
             delivery_info={"is_eager": self.eager},
-            members={request.id: request for request in self.requests},
+            batch=self,
         )
 
-    def _call_body(self) -> None:
+    def _call_body(self, members: list[SimpleRequest]) -> None:
         task = self.task
         body: Callable[..., Any] = task if task_has_custom(task, "__call__") else task.run
         try:
-            self._each_handler("before_start", ())
-            self.retval = body(*(self.body_args or ()))
+            for request in members:
+                self._begin(request)
+            members[:] = self.unsettled()
+            if members:
+                self.retval = body(*(self.body_args or ()))
         except Exception as exc:
-            if self.propagate:
+            if self.propagate and not isinstance(exc, Ignore | Reject | Retry):
                 raise
             self._caught(exc)
         else:
             self.state = states.SUCCESS
 
+    def _begin(self, request: SimpleRequest) -> None:
+        """Say that a request has started. If that goes wrong, it is not run."""
+        try:
+            store_started(self.task, request, self.hostname, eager=self.eager)
+            call_handler(self.task, request, "before_start", raises=True)
+        except Exception as exc:
+            if self.propagate:
+                raise
+            logger.error("Cannot start %r: %r", request, exc, exc_info=True)
+            request._settle(outcome_of(exc))
+
     def _caught(self, exc: Exception) -> None:
+        self.state = next((s for kind, s in STATES if isinstance(exc, kind)), states.FAILURE)
         if isinstance(exc, Ignore | Reject):
-            self.state = states.REJECTED if isinstance(exc, Reject) else states.IGNORED
             self.error, self.einfo = exc, ExceptionInfo(internal=True)
         else:
-            self.state = states.FAILURE
             self._keep(exc)
 
     def _keep(self, exc: Exception) -> None:
         """Keep an exception in a form that can be sent to the main process and the backend."""
-        self.error = get_pickleable_exception(exc)
-        if self.error.__traceback__ is None:
-            self.error.__traceback__ = exc.__traceback__
+        self.error = sendable(exc)
         self.einfo = ExceptionInfo(
             exc_info=(get_pickleable_etype(type(exc)), self.error, self.error.__traceback__)
         )
 
     def _conclude(self) -> None:
         """Give each request its outcome, then tell the signals and the log of the batch."""
-        outcomes = decide(
-            [request._outcome for request in self.requests], default=self._default_outcome()
-        )
-        for request, outcome in zip(self.requests, outcomes, strict=True):
-            self.reports.append(self._settle_alone(request, outcome))
+        self._settle()
         if self.error is None:
             signals.task_success.send(sender=self.task, result=self.retval, runtime=self.runtime)
-        elif self.state == states.FAILURE:
-            signals.task_failure.send(
-                sender=self.task,
-                task_id=self.batch_id,
-                exception=self.error,
-                args=self.body_args,
-                kwargs={},
-                traceback=self.error.__traceback__,
-                einfo=self.einfo,
-            )
-        self._log()
+        failure = self.error if self.state == states.FAILURE else next(iter(self.exhausted), None)
+        if failure is not None:
+            self._send_failure(failure)
+        log_batch(self)
         if self.error is not None:
             # As Celery does: a kept traceback keeps every local variable of the body.
             traceback_clear(self.error)
 
-    def _default_outcome(self) -> Outcome:
-        if self.error is None:
-            return UNMARKED
-        if isinstance(self.error, Reject):
-            return Outcome("rejected", self.error)
-        if isinstance(self.error, Ignore):
-            return Outcome("ignored", self.error)
-        return Outcome("failed", self.error)
+    def _settle(self) -> None:
+        default = UNMARKED if self.error is None else outcome_of(self.error)
+        for request in self.requests:
+            request._leave()
+        settler = self._settler()
+        outcomes = decide([request._outcome for request in self.requests], default=default)
+        for request, outcome in zip(self.requests, outcomes, strict=True):
+            self.settled.append(settler.settle(request, outcome))
+        self.exhausted = settler.exhausted
 
-    def _settle_alone(self, request: SimpleRequest, outcome: Outcome) -> Report:
-        """Settle one request; if that goes wrong, it is this one alone that fails."""
-        try:
-            return self._settle(request, outcome)
-        except Exception as exc:
-            if self.eager:
-                raise
-            logger.exception("Cannot settle %s: %r", request, exc)
-            return True, _raised(get_pickleable_exception(exc))
+    def _settler(self) -> Settler:
+        return Settler(
+            task=self.task,
+            retval=self.retval,
+            error=self.error,
+            einfo=self.einfo,
+            eager=self.eager,
+            propagate=self.propagate,
+        )
 
-    def _settle(self, request: SimpleRequest, outcome: Outcome) -> Report:
-        """Do what follows from the outcome of one request, and report it."""
-        if outcome.kind in ("done", "unmarked"):
-            retval = outcome.value if outcome.kind == "done" else self.retval
-            self._handler(request, "on_success", (retval,))
-            self._handler(request, "after_return", (states.SUCCESS, retval), (None,))
-            return False, saferepr(retval, self.task.resultrepr_maxsize)
-        if outcome.kind != "failed":
-            return True, self.einfo
-        exc, einfo = outcome.value, self.einfo
-        if exc is self.error:
-            self._store_failure(request, outcome.value)
-        else:
-            # The body has written it to the backend itself.
-            einfo = _raised(exc)
-        self._handler(request, "on_failure", (exc,), (einfo,))
-        self._handler(request, "after_return", (states.FAILURE, exc), (einfo,))
-        return True, einfo
+    def _send_failure(self, error: BaseException) -> None:
+        signals.task_failure.send(
+            sender=self.task,
+            task_id=self.batch_id,
+            exception=error,
+            args=self.body_args,
+            kwargs={},
+            traceback=error.__traceback__,
+            einfo=self.einfo if error is self.error else describe(error),
+        )
 
     def fail_the_rest(self, exc: Exception) -> None:
         """Fail every request that has no report yet: Celery raised, not the body."""
         self._keep(exc)
-        for request in self.requests[len(self.reports) :]:
-            self._store_failure(request, exc)
-            self.reports.append((True, self.einfo))
-
-    def _store_failure(self, request: SimpleRequest, exc: BaseException) -> None:
-        try:
-            store_failure(self.task, request, exc, self.einfo.traceback, eager=self.eager)
-        except Exception as error:
-            logger.exception("Cannot store the failure of %s: %r", request, error)
-
-    def _each_handler(self, name: str, before: tuple[Any, ...]) -> None:
-        if task_has_custom(self.task, name):
-            for request in self.requests:
-                getattr(self.task, name)(*before, request.id, request.args, request.kwargs)
-
-    def _handler(
-        self,
-        request: SimpleRequest,
-        name: str,
-        before: tuple[Any, ...],
-        after: tuple[Any, ...] = (),
-    ) -> None:
-        """Call a handler for one request; an error in it does not change what happened."""
-        if not task_has_custom(self.task, name):
-            return
-        handler = getattr(self.task, name)
-        try:
-            handler(*before, request.id, request.args, request.kwargs, *after)
-        except Exception as exc:
-            if self.eager:
-                raise
-            logger.exception("%s of %s raised: %r", name, request, exc)
-
-    def _log(self) -> None:
-        context = {
-            "name": self.task.name,
-            "id": self.batch_id,
-            "size": len(self.requests),
-            "trigger": self.trigger,
-            "runtime": self.runtime,
-            "hostname": self.hostname,
-        }
-        if self.error is None:
-            context["return_value"] = saferepr(self.retval, self.task.resultrepr_maxsize)
-            logger.info(LOG_SUCCESS, context, extra={"data": context})
-        else:
-            policy = get_log_policy(self.task, self.einfo, self.error)
-            context.update(
-                description=policy.description, exc=repr(self.error), traceback=self.einfo.traceback
-            )
-            logger.log(
-                policy.severity,
-                LOG_ENDED,
-                context,
-                exc_info=self.error if policy.traceback else None,
-                extra={"data": context},
-            )
-        if logger.isEnabledFor(DEBUG):
-            for request in self.requests:
-                logger.debug("Batch %s had %r", self.batch_id, request)
+        settler = self._settler()
+        for request in self.requests[len(self.settled) :]:
+            request._leave()
+            self.settled.append(settler.settle(request, Outcome("failed", self.error)))
 
     def _leave(self) -> None:
         task = self.task
@@ -342,11 +312,3 @@ class BatchTrace:
             self.task.app.loader.on_process_cleanup()
         except Exception as exc:
             logger.exception("Process cleanup failed: %r", exc)
-
-
-def _raised(exc: BaseException) -> ExceptionInfo:
-    """Return the ``ExceptionInfo`` of an exception that may never have been raised."""
-    try:
-        raise exc
-    except BaseException:
-        return ExceptionInfo()
