@@ -6,9 +6,14 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
+from celery import Task
 from celery.result import EagerResult
 
-__all__ = ("eager_result", "is_pydantic", "publish")
+__all__ = ("TIMEOUT_IS_FAILURE", "eager_result", "is_pydantic", "publish")
+
+#: In Celery 5.7 and newer, ``Request.on_timeout`` also runs what a failure runs: handlers, the
+#: signal, and the event.
+TIMEOUT_IS_FAILURE = hasattr(Task, "acks_on_timeout")
 
 #: Celery 5.4 and newer let the result of an eager call know the name of its task.
 _NAMED_RESULTS = "name" in signature(EagerResult.__init__).parameters

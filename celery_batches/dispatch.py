@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
 
-from billiard.einfo import ExceptionInfo
-from celery.exceptions import TaskRevokedError
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.exceptions import TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
+from celery.worker.request import Request
 from kombu.utils.uuid import uuid
 
+from .compat import TIMEOUT_IS_FAILURE
 from .request import SimpleRequest
 from .trace import trace_batch
 
@@ -63,7 +65,7 @@ class BatchJob:
         if not members:
             self._release()
             raise TaskRevokedError(self.id)
-        hard, soft = zip(*map(_time_limits, self.requests), strict=True)
+        hard, soft = self._batch_limits(pool)
         result = pool.apply_async(
             trace_batch,
             args=(self.task.name, self.id, members, self.trigger, self.hostname, self._body_args),
@@ -71,8 +73,8 @@ class BatchJob:
             timeout_callback=self.on_timeout,
             callback=self.on_success,
             error_callback=self.on_failure,
-            soft_timeout=_tightest(soft) or self.task.soft_time_limit,
-            timeout=_tightest(hard) or self.task.time_limit,
+            soft_timeout=soft,
+            timeout=hard,
             correlation_id=self.id,
         )
         if result is not None:
@@ -80,6 +82,15 @@ class BatchJob:
                 # Where `Request.terminate` looks for the pool's handle.
                 request._apply_result = ref(result)
         return result
+
+    def _batch_limits(self, pool: Any) -> tuple[float | None, float | None]:
+        """Return the tightest hard and soft time limit that any member has."""
+        defaults = getattr(pool, "options", None) or {}
+        hard, soft = zip(*map(_time_limits, self.requests), strict=True)
+        return (
+            _tightest(hard, self.task.time_limit or defaults.get("timeout")),
+            _tightest(soft, self.task.soft_time_limit or defaults.get("soft_timeout")),
+        )
 
     def _take_members(self) -> list[SimpleRequest]:
         """Return what the body is given, and keep just the requests that it stands for."""
@@ -115,25 +126,74 @@ class BatchJob:
         Arguments:
             returned: What `trace_batch` returned. Instead of it, some pools give the
                 ``ExceptionInfo`` of a `SystemExit`, and the gevent pool ``(False, None, None)`` for
-                a greenlet that was killed.
+                a greenlet that was killed, as `revoke(terminate=True)` does.
         """
         if isinstance(returned, ExceptionInfo):
             return self.on_failure(returned)
         _, reports, runtime = returned
         if reports is None:
-            reports = [(False, None)] * len(self.requests)
+            return self.on_failure(_einfo(Terminated("greenlet killed")))
         for request, (failed, retval) in zip(self.requests, reports, strict=True):
             self._tell_one(request.on_success, (failed, retval, runtime))
         self._release()
 
     def on_failure(self, exc_info: Any) -> None:
         """The pool could not run the batch, or lost the process that did."""
-        self._tell(lambda request: request.on_failure(exc_info))
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if isinstance(exc, Terminated) and any(map(_is_ended, self.requests)):
+            self._on_terminated(exc_info)
+        elif isinstance(exc, TimeLimitExceeded):
+            # `on_timeout` follows and does the rest.
+            self._tell(
+                lambda request: request.on_failure(
+                    exc_info, send_failed_event=not TIMEOUT_IS_FAILURE, return_ok=True
+                )
+            )
+            return
+        elif isinstance(exc, WorkerLostError):
+            self._on_lost(exc_info, self.requests)
+        else:
+            self._tell(lambda request: request.on_failure(exc_info))
         self._release()
+
+    def _on_terminated(self, exc_info: Any) -> None:
+        """Some members were revoked or cancelled, and the process was ended for that."""
+        for request in filter(_is_ended, self.requests):
+            self._tell_one(request.on_failure, exc_info)
+        lost = [request for request in self.requests if not _is_ended(request)]
+        if lost:
+            reason = "Its process was ended to terminate another request of the batch."
+            self._on_lost(_einfo(WorkerLostError(reason)), lost)
+
+    def _on_lost(self, exc_info: Any, requests: Sequence[Any]) -> None:
+        """The process is gone, and with it what it knew."""
+        logger.error(
+            "Batch %s[%s] of %d requests was lost: %s",
+            self.task.name,
+            self.id,
+            len(requests),
+            exc_info.exception,
+        )
+        for request in requests:
+            # All that Celery does not do then is to log it once more.
+            self._tell_one(lambda lost: lost.on_failure(exc_info, return_ok=True), request)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """The batch has reached a time limit."""
-        self._tell(lambda request: request.on_timeout(soft, timeout))
+        if soft:
+            logger.warning(
+                "Batch %s[%s] of %d requests: soft time limit (%ss) exceeded",
+                self.task.name,
+                self.id,
+                len(self.requests),
+                timeout,
+            )
+        for request in self.requests:
+            # For a soft limit, Celery's own method does nothing but log it.
+            if not soft or type(request).on_timeout is not Request.on_timeout:
+                self._tell_one(lambda one: one.on_timeout(soft, timeout), request)
         if not soft:
             self._release()
 
@@ -165,5 +225,17 @@ def _time_limits(request: Any) -> tuple[float | None, float | None]:
     return hard and hard + 0, soft and soft + 0
 
 
-def _tightest(limits: Sequence[float | None]) -> float | None:
-    return min(filter(None, limits), default=None)
+def _tightest(limits: Sequence[float | None], default: float | None) -> float | None:
+    return min(filter(None, [limit or default for limit in limits]), default=None)
+
+
+def _is_ended(request: Any) -> bool:
+    """Whether a request was ended while it ran, by `revoke` or a lost connection."""
+    return bool(request._already_revoked or request._already_cancelled)
+
+
+def _einfo(exc: Exception) -> ExceptionInfo:
+    try:
+        raise exc
+    except type(exc):
+        return ExceptionInfo()

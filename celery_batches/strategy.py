@@ -11,6 +11,7 @@ outside of it: the solo pool runs the body there and then.
 
 from __future__ import annotations
 
+from collections import deque
 from threading import Lock
 from time import monotonic
 from typing import Any
@@ -23,6 +24,7 @@ from celery.worker.strategy import default as default_strategy
 
 from .buffer import Batch, Buffer
 from .dispatch import BatchJob
+from .limits import RateLimit
 from .messages import check_message
 from .prefetch import PrefetchRoom
 
@@ -71,6 +73,9 @@ class BatchStrategy:
         self._buffer: Buffer[Any] = Buffer(
             flush_every=task.flush_every, flush_interval=task.flush_interval_seconds
         )
+        #: Full batches, which go to the pool at once unless a rate limit holds them back.
+        self._full: deque[Batch[Any]] = deque()
+        self._limit = RateLimit(consumer, task.name)
         self._timer: Any = None
         self._timer_at: float | None = None
         self._retired = False
@@ -113,18 +118,44 @@ class BatchStrategy:
             if self._retired:
                 worker_state.task_ready(request)
                 return
-            batch = self._buffer.add(request, now=monotonic())
-            self._arm()
-        if batch is not None:
+            now = monotonic()
+            batch = self._buffer.add(request, now=now)
+            if batch is not None:
+                self._full.append(batch)
+            batches = self._take_full()
+            self._arm(now)
+        for batch in batches:
             self._flush(batch)
 
-    def _arm(self) -> None:
-        """See to it that the timer wakes us when the buffer wants it. Called under the lock.
+    def _take_full(self) -> list[Batch[Any]]:
+        """Return the full batches that the rate limit lets go. Called under the lock."""
+        batches = []
+        while self._full and self._limit.allows():
+            batches.append(self._full.popleft())
+        return batches
+
+    def _take_due(self, now: float) -> list[Batch[Any]]:
+        """Return the full batches, and what has waited for its interval. Called under the lock.
+
+        What the rate limit does not let go stays in the buffer, where the batch goes on filling.
+        """
+        batches = self._take_full()
+        if not self._full and self._is_due(now) and self._limit.allows():
+            batches.extend(self._buffer.poll(now=now))
+        return batches
+
+    def _is_due(self, now: float) -> bool:
+        wakeup = self._buffer.next_wakeup
+        return wakeup is not None and wakeup <= now
+
+    def _arm(self, now: float) -> None:
+        """See to it that the timer wakes us when there will be something to do. Under the lock.
 
         A timer that wakes up too early only sets the next one: so there is never more than one,
         and a flush by size need not touch it.
         """
-        wakeup = self._buffer.next_wakeup
+        held_back = self._full or self._is_due(now)
+        wakeup = now + self._limit.wait() if held_back else self._buffer.next_wakeup
         if wakeup is None or (self._timer_at is not None and self._timer_at <= wakeup):
             return
         self._disarm()
@@ -141,8 +172,9 @@ class BatchStrategy:
             if self._retired or armed_for != self._timer_at:
                 return  # It was set for something that is over.
             self._timer = self._timer_at = None
-            batches = self._buffer.poll(now=monotonic())
-            self._arm()
+            now = monotonic()
+            batches = self._take_due(now)
+            self._arm(now)
         for batch in batches:
             self._flush(batch)
 
@@ -191,7 +223,9 @@ class BatchStrategy:
         with self._lock:
             self._retired = True
             self._disarm()
-            requests = self._buffer.discard()
+            requests = [request for batch in self._full for request in batch]
+            requests += self._buffer.discard()
+            self._full.clear()
         self._room.close()
         for request in requests:
             worker_state.task_ready(request)

@@ -104,9 +104,10 @@ def decode(message: Message) -> tuple[Any, dict[str, Any], bool, bool]:
 def make_request(app: Any, task: Any, message: Message, **options: Any) -> Request:
     """A real request of Celery's worker, as its strategy makes it."""
     body, headers, decoded, utc = decode(message)
+    cls = options.pop("cls", Request)
     options.setdefault("on_ack", message.ack_log_error)
     options.setdefault("on_reject", message.reject_log_error)
-    return Request(
+    request: Request = cls(
         message,
         app=app,
         task=task,
@@ -117,6 +118,7 @@ def make_request(app: Any, task: Any, message: Message, **options: Any) -> Reque
         utc=utc,
         **options,
     )
+    return request
 
 
 def task_context(request: Request) -> Context:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
+from celery.worker.request import Request
 from unit.support import make_request, protocol_2
 
 from celery_batches import Batches
@@ -24,6 +25,7 @@ class Pool:
     def __init__(self, *, handle: bool = True) -> None:
         self.handle = self.Handle() if handle else None
         self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.options: dict[str, Any] = {}
 
     def apply_async(self, target: Any, **options: Any) -> Any:
         self.calls.append((target, options))
@@ -84,11 +86,15 @@ IDS = ["id-0", "id-1", "id-2"]
 OK = (False, [(False, "None")] * 3, 0.5)
 
 
-def boom() -> ExceptionInfo:
+def einfo_of(exc: Exception) -> ExceptionInfo:
     try:
-        raise KeyError("boom")
-    except KeyError:
+        raise exc
+    except type(exc):
         return ExceptionInfo()
+
+
+def boom() -> ExceptionInfo:
+    return einfo_of(KeyError("boom"))
 
 
 def test_the_pool_gets_one_task(app: Any) -> None:
@@ -149,13 +155,117 @@ def test_a_lost_batch_is_lost_for_every_member(app: Any) -> None:
     assert world.released == 1
 
 
-@pytest.mark.parametrize("soft", [True, False])
-def test_a_time_limit_is_told_to_every_member(app: Any, soft: bool) -> None:
-    """Each member hears of a time limit; the hard one ends the batch."""
+def test_the_hard_time_limit_is_told_to_every_member(app: Any) -> None:
+    """Each member hears of the hard time limit, which ends the batch."""
     world = World(app)
-    world.send()["timeout_callback"](soft, 5)
-    assert [told[1:] for told in world.told] == [(id, soft, 5) for id in IDS]
-    assert world.released == (0 if soft else 1)
+    world.send()["timeout_callback"](False, 5)
+    assert [told[1:] for told in world.told] == [(id, False, 5) for id in IDS]
+    assert world.released == 1
+    assert [app.AsyncResult(id).state for id in IDS] == ["FAILURE"] * 3
+
+
+def test_a_soft_time_limit_is_one_line(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The soft time limit is logged once for the batch, which goes on."""
+    world = World(app)
+    world.send()["timeout_callback"](True, 5)
+    (record,) = caplog.records
+    assert "soft time limit (5s) exceeded" in record.getMessage()
+    assert "of 3 requests" in record.getMessage()
+    assert world.released == 0
+
+
+def test_a_request_class_of_its_own_hears_of_a_soft_time_limit(app: Any) -> None:
+    """A custom Request class is told of a soft time limit for each member."""
+    told: list[Any] = []
+
+    class Told(Request):
+        def on_timeout(self, soft: bool, timeout: float) -> None:
+            told.append((self.id, soft, timeout))
+
+    world = World(app)
+    world.requests[1] = make_request(app, world.task, world.messages[1], cls=Told)
+    world.send()["timeout_callback"](True, 5)
+    assert told == [("id-1", True, 5)]
+
+
+def errbacks_of(app: Any) -> tuple[Any, list[str]]:
+    called: list[str] = []
+
+    @app.task(name="unit.errback")
+    def errback(request: Any, exc: Any, traceback: Any) -> None:
+        called.append(request.id)
+
+    return errback, called
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_the_hard_time_limit_fails_each_member_once(
+    app: Any, late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pool reports a hard time limit twice; errbacks and chords hear of it once."""
+    app.conf.task_always_eager = True
+    errback, called = errbacks_of(app)
+    world = World(app, acks_late=late, headers=[{"errbacks": [errback.s()]}] * 3)
+    options = world.send()
+    options["accept_callback"](1, 0.0)
+    options["error_callback"](einfo_of(TimeLimitExceeded(5)))
+    options["timeout_callback"](False, 5)
+    assert called == IDS
+    assert world.released == 1
+    assert world.said == [["ack"]] * 3
+    app.conf.task_always_eager = False
+    assert isinstance(app.AsyncResult("id-1").result, TimeLimitExceeded)
+
+
+def test_a_lost_process_is_logged_once(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Each member of a lost batch fails with WorkerLostError; the log has one line of it."""
+    world = World(app)
+    options = world.send()
+    options["accept_callback"](1, 0.0)
+    options["error_callback"](einfo_of(WorkerLostError("signal 9")))
+    assert [type(app.AsyncResult(id).result) for id in IDS] == [WorkerLostError] * 3
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert "of 3 requests was lost" in record.getMessage()
+    assert world.released == 1
+
+
+def test_a_lost_process_with_reject_on_worker_lost(app: Any) -> None:
+    """What is to be delivered again after a lost process is not a failure."""
+    world = World(app, acks_late=True, reject_on_worker_lost=True)
+    options = world.send()
+    options["accept_callback"](1, 0.0)
+    options["error_callback"](einfo_of(WorkerLostError("signal 9")))
+    assert world.said == [["requeue"]] * 3
+    assert app.AsyncResult("id-0").state == "PENDING"
+
+
+class TerminatingPool:
+    def __init__(self) -> None:
+        self.terminated: list[Any] = []
+
+    def terminate_job(self, pid: int, signal: Any) -> None:
+        self.terminated.append(pid)
+
+
+@pytest.mark.parametrize("greenlet", [False, True])
+def test_terminating_a_member_is_a_lost_process_for_its_neighbours(
+    app: Any, greenlet: bool
+) -> None:
+    """The member that is revoked is REVOKED, the others fail as if the process was lost."""
+    world = World(app)
+    world.pool.handle = None
+    options = world.send()
+    options["accept_callback"](7, 0.0)
+    pool = TerminatingPool()
+    world.requests[1].terminate(pool, "TERM")
+    assert pool.terminated == [7]
+    if greenlet:
+        options["callback"]((False, None, None))
+    else:
+        options["error_callback"](einfo_of(Terminated(15)))
+    assert [app.AsyncResult(id).state for id in IDS] == ["FAILURE", "REVOKED", "FAILURE"]
+    assert isinstance(app.AsyncResult("id-0").result, WorkerLostError)
+    assert world.released == 1
 
 
 @pytest.mark.parametrize("callback", ["accept", "success", "failure", "timeout"])
@@ -196,7 +306,10 @@ LIMITS = [
     ([(None, None)] * 3, {}, (None, None)),
     ([(None, None)] * 3, {"time_limit": 50, "soft_time_limit": 40}, (50, 40)),
     ([(30, 20), (None, 25), (10, None)], {"time_limit": 50, "soft_time_limit": 40}, (10, 20)),
-    ([(100, 90)] + [(None, None)] * 2, {"time_limit": 50, "soft_time_limit": 40}, (100, 90)),
+    # Those without a limit of their own have that of the task.
+    ([(100, 90)] + [(None, None)] * 2, {"time_limit": 50, "soft_time_limit": 40}, (50, 40)),
+    ([(100, 90)] * 3, {"time_limit": 50, "soft_time_limit": 40}, (100, 90)),
+    ([(100, 90)] + [(None, None)] * 2, {}, (100, 90)),
 ]
 
 
@@ -281,11 +394,20 @@ def test_a_system_exit_from_the_pool(app: Any) -> None:
     assert world.released == 1
 
 
+def test_the_limit_of_the_worker_counts_too(app: Any) -> None:
+    """Members without any limit have that of the pool, from the settings."""
+    world = World(app, headers=[{"time_limit": 100}, {}, {}])
+    world.pool.options = {"timeout": 60, "soft_timeout": 55}
+    sent = world.send()
+    assert (sent["timeout"], sent["soft_timeout"]) == (60, 55)
+
+
 def test_a_killed_greenlet(app: Any) -> None:
-    """What the gevent pool says of a greenlet that was killed ends the batch."""
+    """What the gevent pool says of a greenlet that was killed is no success."""
     world = World(app)
     world.send()["callback"]((False, None, None))
-    assert world.ids_told("on_success") == IDS
+    assert world.ids_told("on_success") == []
+    assert world.ids_told("on_failure") == IDS
     assert world.released == 1
 
 

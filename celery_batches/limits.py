@@ -1,0 +1,43 @@
+"""Rate limits: a batch counts as one task. Runs in the worker's main process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ("RateLimit",)
+
+#: Seconds after which a limited task looks again, since ``control.rate_limit`` may have changed
+#: its limit.
+PATIENCE = 1.0
+
+
+class RateLimit:
+    """The rate limit of one batch task: Celery's token bucket for it, spent on batches.
+
+    Arguments:
+        consumer: The worker's consumer. It has a bucket for each task with a limit, and new ones
+            whenever a limit is changed.
+        name: Name of the task.
+    """
+
+    __slots__ = ("_consumer", "_name")
+
+    def __init__(self, consumer: Any, name: str) -> None:
+        self._consumer = consumer
+        self._name = name
+
+    @property
+    def _bucket(self) -> Any:
+        if self._consumer.disable_rate_limits:
+            return None
+        return self._consumer.task_buckets[self._name]
+
+    def allows(self) -> bool:
+        """Whether a batch may run now. If so, it counts from now on."""
+        bucket = self._bucket
+        return bucket is None or bool(bucket.can_consume(1))
+
+    def wait(self) -> float:
+        """Return the seconds until it is worth asking again."""
+        bucket = self._bucket
+        return 0.0 if bucket is None else min(float(bucket.expected_time(1)), PATIENCE)
