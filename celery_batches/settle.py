@@ -64,7 +64,7 @@ class Settler:
     #: Why the retries of some requests have come to their end.
     exhausted: list[BaseException] = field(default_factory=list)
     #: One for all requests with the same exception: it is sent to the main process once then.
-    _einfos: dict[int, Any] = field(default_factory=dict)
+    _einfos: dict[tuple[str, int], Any] = field(default_factory=dict)
     _unmarked_report: Report | None = None
 
     def settle(self, request: SimpleRequest, outcome: Outcome) -> Settled:
@@ -125,7 +125,7 @@ class Settler:
             self.exhausted.append(error)
             return self._failed(request, Outcome("failed", error))
         cause = reason.exc
-        einfo = self._einfo(reason, exc)
+        einfo = self._retry_einfo(reason, exc)
         if stores_errors(self.task, request, eager=self.eager):
             self.task.backend.mark_as_retry(request.id, cause, einfo.traceback, request=request)
         self._tell(request, "on_retry", (cause,), (einfo,))
@@ -160,15 +160,15 @@ class Settler:
     ) -> None:
         call_handler(self.task, request, handler, before, after, raises=self.eager)
 
-    def _einfo(self, exc: BaseException, key: Any = None) -> Any:
+    def _einfo(self, exc: BaseException) -> Any:
         """Return the ``ExceptionInfo`` of what the body raised, or of another exception."""
-        if exc is self.error or (key is not None and key is getattr(self.error, "exc", None)):
+        return self.einfo if exc is self.error else self._once("raised", exc, lambda: describe(exc))
+
+    def _retry_einfo(self, reason: Retry, exc: BaseException | None) -> Any:
+        """Return that of a retry: the same for all that are retried for the same reason."""
+        if isinstance(self.error, Retry) and self.error.exc is exc:
             return self.einfo
-        key = exc if key is None else key
-        if id(key) not in self._einfos:
-            # With the key, so that no other exception gets its id.
-            self._einfos[id(key)] = describe(exc), key
-        return self._einfos[id(key)][0]
+        return self._once("retried", exc, lambda: describe(reason))
 
     def _internal(self, exc: BaseException) -> Any:
         if exc is self.error:
@@ -182,4 +182,11 @@ class Settler:
         """Return what the main process may hear of: some exceptions would end it."""
         if isinstance(exc, Exception) and not isinstance(exc, MemoryError):
             return einfo
-        return self._einfo(RuntimeError(repr(exc)), exc)
+        return self._once("reported", exc, lambda: describe(RuntimeError(repr(exc))))
+
+    def _once(self, use: str, exc: BaseException | None, make: Callable[[], Any]) -> Any:
+        key = use, id(exc)
+        if key not in self._einfos:
+            # With the exception, so that no other gets its id.
+            self._einfos[key] = make(), exc
+        return self._einfos[key][0]

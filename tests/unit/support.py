@@ -66,8 +66,10 @@ def protocol_2(
 ) -> Message:
     message = {k: options.pop(k) for k in ("amqp", "channel", "redelivered") if k in options}
     more_headers = options.pop("more_headers", {})
+    priority = {"priority": options.pop("priority")} if "priority" in options else {}
     sent = app.amqp.as_task_v2(task_id, name, args, kwargs or {}, **options)
-    return make_message(sent.body, {**sent.headers, **more_headers}, sent.properties, **message)
+    headers, properties = {**sent.headers, **more_headers}, {**sent.properties, **priority}
+    return make_message(sent.body, headers, properties, **message)
 
 
 def protocol_1(
