@@ -11,7 +11,30 @@ from celery.exceptions import ImproperlyConfigured
 
 from .compat import is_pydantic
 
-__all__ = ("check_body", "check_flush_every", "check_flush_interval")
+__all__ = ("check_body", "check_flush_every", "check_flush_interval", "check_removed")
+
+#: What old Celery tasks could have, and Celery passes over in silence since 4.0, with what to do.
+REMOVED = {
+    "send_error_emails": "use on_failure() or the signal task_failure to send e-mail",
+    "error_whitelist": "use throws=(KeyError,) to keep expected exceptions out of the error log",
+    "accept_magic_kwargs": "use bind=True, and self.request in the body",
+    "execute": "override flush() to see each batch before it goes to the pool",
+    "get_logger": "use celery.utils.log.get_task_logger(__name__)",
+}
+
+
+def check_removed(task: type) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        celery.exceptions.ImproperlyConfigured: If the task has an option that Celery had once.
+    """
+    for option, instead in REMOVED.items():
+        if hasattr(task, option):
+            name = getattr(task, "name", None) or f"{task.__module__}.{task.__qualname__}"
+            raise ImproperlyConfigured(
+                f"Task {name!r}: Celery has no {option} since 4.0; {instead}."
+            )
 
 
 def check_body(task_name: str, body: Any) -> None:

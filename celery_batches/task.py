@@ -11,7 +11,7 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
-from .options import check_body, check_flush_every, check_flush_interval
+from .options import check_body, check_flush_every, check_flush_interval, check_removed
 from .request import SimpleRequest
 
 __all__ = ("Batches",)
@@ -64,6 +64,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         check_flush_every(name, cls.flush_every)
         check_flush_interval(name, cls.flush_interval)
         check_body(name, cls.run)
+        check_removed(cls)
 
     @property
     def flush_interval_seconds(self) -> float:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.app import base as app_base
 from celery.exceptions import ImproperlyConfigured
 
 from celery_batches import Batches
+from celery_batches.options import REMOVED
 
 BAD_EVERY = [0, -1, True, False, 1.0, 2.5, "10", None, float("nan"), float("inf"), [10]]
 BAD_INTERVAL = [
@@ -144,3 +148,23 @@ def test_flush_outside_a_worker_is_refused(app: Any) -> None:
     assert click.flush([]) is None
     with pytest.raises(ValueError, match="apply_async"):
         click.flush([object()])
+
+
+@pytest.mark.parametrize("option", sorted(REMOVED))
+def test_options_that_celery_has_removed(app: Any, option: str) -> None:
+    """An option of old that Celery passes over is refused, with what to do instead."""
+    with pytest.raises(ImproperlyConfigured, match=rf"'unit\.old': Celery has no {option}"):
+
+        @app.task(base=Batches, name="unit.old", lazy=False, **{option: True})
+        def old(requests: Any) -> None: ...
+
+
+def test_pydantic_is_refused(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery would validate the list of requests as the arguments of a call."""
+    if not hasattr(app_base, "pydantic_wrapper"):
+        pytest.skip("this Celery knows no pydantic")
+    monkeypatch.setitem(sys.modules, "pydantic", SimpleNamespace(BaseModel=object))
+    with pytest.raises(ImproperlyConfigured, match=r"'unit\.model'.*pydantic=True"):
+
+        @app.task(base=Batches, name="unit.model", lazy=False, pydantic=True)
+        def model(requests: Any) -> None: ...
