@@ -1,8 +1,10 @@
 """Sphinx configuration. Build: ``make docs`` (every warning is an error)."""
 
+import importlib.util
 import re
 import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 project = "celery-batches"
 author = "celery-batches contributors"
@@ -11,7 +13,7 @@ release = installed_version("celery-batches")
 version = release
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_tables"]
 html_theme = "furo"
 
 autodoc_member_order = "bysource"
@@ -24,3 +26,18 @@ napoleon_numpy_docstring = False
 # of Celery stay unlinked, and any other unknown name is an error.
 _foreign = sorted({"amqp", "billiard", "celery", "kombu", "vine", *sys.stdlib_module_names})
 nitpick_ignore_regex = [("py:.*", rf"({'|'.join(map(re.escape, _foreign))})(\..*)?")]
+
+
+def write_tables(app):
+    """Tables that are code, as pages can include them."""
+    docs = Path(app.srcdir)
+    spec = importlib.util.spec_from_file_location("acks", docs / "acks.py")
+    acks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(acks)
+    tables = docs / "_tables"
+    tables.mkdir(exist_ok=True)
+    (tables / "acks.rst").write_text(acks.as_rst())
+
+
+def setup(app):
+    app.connect("builder-inited", write_tables)

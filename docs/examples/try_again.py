@@ -1,4 +1,4 @@
-"""Run single calls of a batch again: send the call once more, under the id that it had.
+"""Run single calls of a batch again, a few times at most.
 
 Start a worker in this directory, then run the program itself::
 
@@ -25,18 +25,9 @@ def halve(requests):
         try:
             half = work(*request.args, retries=request.retries)
         except ConnectionError as error:
-            if request.retries == 3:
-                app.backend.mark_as_failure(request.id, error, request=request)
-                continue
-            halve.apply_async(
-                request.args,
-                request.kwargs,
-                task_id=request.id,
-                countdown=0.5,
-                retries=request.retries + 1,
-            )
+            request.retry(exc=error, countdown=0.5, max_retries=3)
         else:
-            app.backend.mark_as_done(request.id, half, request=request)
+            request.mark_as_done(half)
 
 
 def work(number, *, retries):
