@@ -15,7 +15,7 @@ from celery.worker.state import successful_requests
 
 from .compat import publish
 from .context import acting_as, describe, sendable
-from .outcomes import Outcome
+from .outcomes import Kind, Outcome
 from .request import SimpleRequest
 
 __all__ = ("done_before", "store_done", "store_failure", "store_started", "stores_errors", "watch")
@@ -167,31 +167,25 @@ class _Watched:
                 "%r is %s already: %s has no effect", request, request._outcome.kind, self.__name__
             )
             return None
-        return self.settle(request, value, lambda: self.mark(task_id, value, *args, **kwargs))
-
-    __name__: str
-
-    def settle(self, request: SimpleRequest, value: Any, mark: Callable[[], Any]) -> Any:
-        """Mark the request, and note its outcome."""
-        raise NotImplementedError
-
-
-class _MarkAsDone(_Watched):
-    def settle(self, request: SimpleRequest, value: Any, mark: Callable[[], Any]) -> Any:
-        batch = request._batch
         try:
-            set_off(batch.task, request, value)
-            returned = mark()
+            self.prepare(request, value)
+            returned = self.mark(task_id, value, *args, **kwargs)
         except Exception as exc:
-            # As in Celery, a result that cannot be stored is a failure: of this request alone.
-            self._fail(batch, request, exc)
+            # As in Celery, what cannot be stored is a failure: of this request alone.
+            self._fail(request, exc)
             return None
-        request._settle(Outcome("done", value, written=True))
+        request._settle(Outcome(self.kind, value, written=True))
         return returned
 
-    def _fail(self, batch: Any, request: SimpleRequest, exc: Exception) -> None:
-        logger.error("Cannot store the result of %r: %r", request, exc, exc_info=True)
-        error = sendable(exc)
+    kind: Kind
+    __name__: str
+
+    def prepare(self, request: SimpleRequest, value: Any) -> None:
+        """Do what comes before the request is marked."""
+
+    def _fail(self, request: SimpleRequest, exc: Exception) -> None:
+        logger.error("Cannot store how %r has ended: %r", request, exc, exc_info=True)
+        batch, error = request._batch, sendable(exc)
         try:
             store_failure(batch.task, request, error, describe(error).traceback, eager=batch.eager)
         except Exception:
@@ -199,11 +193,15 @@ class _MarkAsDone(_Watched):
         request._settle(Outcome("failed", error, written=True))
 
 
+class _MarkAsDone(_Watched):
+    kind = "done"
+
+    def prepare(self, request: SimpleRequest, value: Any) -> None:
+        set_off(request._batch.task, request, value)
+
+
 class _MarkAsFailure(_Watched):
-    def settle(self, request: SimpleRequest, value: Any, mark: Callable[[], Any]) -> Any:
-        returned = mark()
-        request._settle(Outcome("failed", value, written=True))
-        return returned
+    kind = "failed"
 
 
 def _current_requests() -> dict[str, SimpleRequest]:

@@ -58,7 +58,7 @@ class World:
         self.callback, self.following, self.errback = callback, following, errback
         app.conf.task_always_eager = True
         app.conf.task_store_eager_result = True
-        signals.before_task_publish.connect(self._on_publish)
+        signals.before_task_publish.connect(self._on_publish, weak=False)
 
     def _on_publish(self, sender: Any, body: Any, headers: Any, properties: Any, **_: Any) -> None:
         self.sent.append(
@@ -99,13 +99,15 @@ def _named(function: Any) -> Any:
 
 
 @pytest.fixture
-def world(app: Any) -> World:
-    return World(app)
+def world(app: Any) -> Iterator[World]:
+    world = World(app)
+    yield world
+    signals.before_task_publish.disconnect(world._on_publish)
 
 
 @pytest.fixture
-def sending(app: Any) -> World:
-    world = World(app)
+def sending(app: Any, world: World) -> World:
+    """The same, with a broker."""
     app.conf.task_always_eager = False
     return world
 
@@ -202,7 +204,7 @@ def test_a_done_request_sets_off_what_waits_for_it(world: World, way: str) -> No
     callbacks = [world.callback.s(), group(world.callback.s(), world.callback.si("immutable"))]
     waits = {
         "callbacks": callbacks,
-        "chain": [world.following.s()],
+        "chain": [world.following.s().set(task_id="following")],
         "errbacks": [world.errback.s()],
     }
     world.run(body, waits, waits)
@@ -270,12 +272,11 @@ class Unserialisable:
 @pytest.mark.parametrize("serializer", ["json", "pickle"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_result_that_cannot_be_stored_fails_its_request_alone(
-    app: Any, way: str, serializer: str
+    world: World, way: str, serializer: str
 ) -> None:
     """The neighbours of a request whose result cannot be serialised are untouched."""
-    app.conf.result_serializer = serializer
-    app.conf.accept_content = ["json", "pickle"]
-    world = World(app)
+    world.app.conf.result_serializer = serializer
+    world.app.conf.accept_content = ["json", "pickle"]
 
     def body(requests: Any) -> None:
         mark_done(world, way, requests[0], Unserialisable())
@@ -372,6 +373,8 @@ def test_failures_that_would_end_the_worker(world: World, exc: Any) -> None:
         if isinstance(exc, MemoryError):
             raise exc
 
+    world.app.conf.result_serializer = "pickle"
+    world.app.conf.accept_content = ["json", "pickle"]
     reports = world.run(body)
     assert reports[0][0] is True
     assert type(exceptions(reports)[0]) is RuntimeError
