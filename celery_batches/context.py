@@ -15,9 +15,11 @@ from celery.utils.serialization import get_pickleable_etype, get_pickleable_exce
 
 from .request import SimpleRequest
 
-__all__ = ("acting_as", "call_handler", "describe", "sendable")
+__all__ = ("acting_as", "call_handler", "custom_handlers", "describe", "sendable")
 
 logger = get_logger(__name__)
+
+HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
 @contextmanager
@@ -45,6 +47,11 @@ def acting_as(task: Any, request: SimpleRequest) -> Iterator[Context]:
         _task_stack.pop()
 
 
+def custom_handlers(task: Any) -> frozenset[str]:
+    """Return the names of the handlers that the task has of its own."""
+    return frozenset(name for name in HANDLERS if task_has_custom(task, name))
+
+
 def call_handler(
     task: Any,
     request: SimpleRequest,
@@ -54,7 +61,7 @@ def call_handler(
     *,
     raises: bool = False,
 ) -> None:
-    """Call a handler of the task for one request, if the task has one of its own.
+    """Call a handler of the task for one request.
 
     Arguments:
         task: The batch task.
@@ -65,8 +72,6 @@ def call_handler(
         raises: Whether an error in the handler is raised, not logged: it does not change how the
             request ended.
     """
-    if not task_has_custom(task, name):
-        return
     handler = getattr(task, name)
     try:
         with acting_as(task, request):

@@ -80,7 +80,7 @@ def _log_unmarked(trace: Any, context: dict[str, Any]) -> None:
     waited_for = [
         request
         for request, settled in zip(trace.requests, trace.settled, strict=False)
-        if settled.kind == "unmarked" and (request.callbacks or request.chain or request.chord)
+        if settled.kind == "unmarked" and request._is_waited_for()
     ]
     if waited_for:
         details = {**context, "count": len(waited_for), "first": waited_for[0]}

@@ -260,6 +260,11 @@ class SimpleRequest:
         """Be told that the body is over."""
         self._batch, self._over = None, True
 
+    def _is_waited_for(self) -> bool:
+        """Whether something goes on when it is done."""
+        get = (self.request_dict or {}).get
+        return bool(get("callbacks") or get("chain") or get("chord"))
+
     def _note(self, outcome: Outcome) -> None:
         if self._over:
             raise RuntimeError(

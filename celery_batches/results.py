@@ -18,21 +18,32 @@ from .context import acting_as, describe, sendable
 from .outcomes import Kind, Outcome
 from .request import SimpleRequest
 
-__all__ = ("done_before", "store_done", "store_failure", "store_started", "stores_errors", "watch")
+__all__ = (
+    "deduplicates",
+    "done_before",
+    "store_done",
+    "store_failure",
+    "store_started",
+    "stores_errors",
+    "watch",
+)
 
 logger = get_logger(__name__)
 
 
-def done_before(task: Any, request: SimpleRequest) -> None:
-    """Note that a request was run before, if ``worker_deduplicate_successful_tasks`` is on.
+def deduplicates(task: Any) -> bool:
+    """Whether messages that come again are looked up in the result backend before they are run.
 
-    As in ``celery.app.trace``: that is for messages that come again, with ``acks_late`` and a
-    result backend that keeps results.
+    As in ``celery.app.trace``: with ``worker_deduplicate_successful_tasks``, if the task has
+    ``acks_late`` and the backend keeps results.
     """
-    conf = task.app.conf
-    if not (request.redelivered and task.acks_late and conf.worker_deduplicate_successful_tasks):
-        return
-    if not task.app.backend.persistent:
+    wanted = task.acks_late and task.app.conf.worker_deduplicate_successful_tasks
+    return bool(wanted and task.app.backend.persistent)
+
+
+def done_before(task: Any, request: SimpleRequest) -> None:
+    """Note that a request was run before, if it comes again and has been done."""
+    if not request.redelivered:
         return
     if request.id not in successful_requests:
         try:

@@ -53,6 +53,7 @@ class Settler:
         einfo: The ``ExceptionInfo`` of that.
         eager: Whether the batch is run eagerly.
         propagate: Whether errors are raised, not recorded.
+        handlers: Names of the handlers that the task has of its own.
     """
 
     task: Any
@@ -61,6 +62,7 @@ class Settler:
     einfo: Any = None
     eager: bool = False
     propagate: bool = False
+    handlers: frozenset[str] = frozenset()
     #: Why the retries of some requests have come to their end.
     exhausted: list[BaseException] = field(default_factory=list)
     #: One for all requests with the same exception: it is sent to the main process once then.
@@ -158,7 +160,8 @@ class Settler:
         before: tuple[Any, ...],
         after: tuple[Any, ...] = (),
     ) -> None:
-        call_handler(self.task, request, handler, before, after, raises=self.eager)
+        if handler in self.handlers:
+            call_handler(self.task, request, handler, before, after, raises=self.eager)
 
     def _einfo(self, exc: BaseException) -> Any:
         """Return the ``ExceptionInfo`` of what the body raised, or of another exception."""

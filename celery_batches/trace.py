@@ -18,11 +18,11 @@ from celery.utils.nodenames import gethostname
 from celery.utils.serialization import get_pickleable_etype
 from kombu.utils.uuid import uuid
 
-from .context import call_handler, describe, sendable
+from .context import call_handler, custom_handlers, describe, sendable
 from .log import log_batch
 from .outcomes import UNMARKED, Outcome, decide
 from .request import SimpleRequest
-from .results import done_before, store_started, watch
+from .results import deduplicates, done_before, store_started, watch
 from .settle import Report, Settled, Settler
 
 __all__ = ("BatchTrace", "apply_batches_task", "trace_batch")
@@ -131,6 +131,8 @@ class BatchTrace:
     settled: list[Settled] = field(default_factory=list)
     #: Why the retries of some requests have come to their end.
     exhausted: list[BaseException] = field(default_factory=list)
+    #: The handlers that the task has of its own.
+    handlers: frozenset[str] = frozenset()
     _by_id: dict[str | None, SimpleRequest] | None = None
 
     @property
@@ -148,9 +150,12 @@ class BatchTrace:
     def run(self) -> None:
         """Run the body once, inside the context and the signals of one task: the batch."""
         task = self.task
+        self.handlers = custom_handlers(task)
         for request in self.requests:
             request._enter(self)
-            done_before(task, request)
+        if deduplicates(task):
+            for request in self.requests:
+                done_before(task, request)
         members = self.unsettled()
         if not members:
             self._settle()
@@ -199,9 +204,10 @@ class BatchTrace:
         task = self.task
         body: Callable[..., Any] = task if task_has_custom(task, "__call__") else task.run
         try:
-            for request in members:
-                self._begin(request)
-            members[:] = self.unsettled()
+            if task.track_started or "before_start" in self.handlers:
+                for request in members:
+                    self._begin(request)
+                members[:] = self.unsettled()
             if members:
                 self.retval = body(*(self.body_args or ()))
         except Exception as exc:
@@ -215,7 +221,8 @@ class BatchTrace:
         """Say that a request has started. If that goes wrong, it is not run."""
         try:
             store_started(self.task, request, self.hostname, eager=self.eager)
-            call_handler(self.task, request, "before_start", raises=True)
+            if "before_start" in self.handlers:
+                call_handler(self.task, request, "before_start", raises=True)
         except Exception as exc:
             if self.propagate:
                 raise
@@ -267,6 +274,7 @@ class BatchTrace:
             einfo=self.einfo,
             eager=self.eager,
             propagate=self.propagate,
+            handlers=self.handlers,
         )
 
     def _send_failure(self, error: BaseException) -> None:
@@ -281,12 +289,13 @@ class BatchTrace:
         )
 
     def fail_the_rest(self, exc: Exception) -> None:
-        """Fail every request that has no report yet: Celery raised, not the body."""
+        """Fail every request that has no report and no outcome yet: Celery raised, not the body."""
         self._keep(exc)
         settler = self._settler()
         for request in self.requests[len(self.settled) :]:
             request._leave()
-            self.settled.append(settler.settle(request, Outcome("failed", self.error)))
+            outcome = request._outcome or Outcome("failed", self.error)
+            self.settled.append(settler.settle(request, outcome))
 
     def _leave(self) -> None:
         task = self.task

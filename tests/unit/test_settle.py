@@ -469,6 +469,25 @@ def test_the_soft_time_limit_is_a_failure_like_another(world: World) -> None:
     assert isinstance(world.app.AsyncResult("id-1").result, SoftTimeLimitExceeded)
 
 
+def test_an_error_outside_of_the_body_spares_marked_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the batch cannot be brought to its end, requests end as the body has said."""
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise OSError("broken")
+
+    def body(requests: Any) -> None:
+        requests[0].mark_as_done(1)
+
+    monkeypatch.setattr("celery_batches.trace.decide", broken)
+    world.define(body)
+    broken_run, reports, _ = trace_batch(world.task.name, "b", world.requests(), "size", "w@h")
+    assert broken_run is True
+    assert [failed for failed, _ in reports] == [False, True, True]
+    assert world.states == ["SUCCESS", "FAILURE", "FAILURE"]
+
+
 def test_system_exit_leaves_everything_to_the_pool(world: World) -> None:
     """SystemExit passes through, as for a task: the pool says what it means."""
 
