@@ -9,7 +9,7 @@ MATRIX = ends
 ARGS =
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types dist installed docs bench matrix clean
+.PHONY: help demo test lint types dist installed peers docs bench matrix clean
 
 help:
 	@echo "make demo     see it work: one worker, one batch task, what it saves"
@@ -35,7 +35,7 @@ $(VENV)/matrix.stamp: $(VENV)/tools.stamp
 	$(PIP) install --upgrade --group matrix
 	@touch $@
 
-test: lint types installed
+test: lint types installed peers
 	rm -f .coverage .coverage.*
 	$(BIN)/python scripts/services.py run $(BIN)/coverage run $(BIN)/pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -60,10 +60,14 @@ installed: dist
 	$(PIP) install --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python scripts/check_installed.py
 
+# Flower, and the original of this package: nothing is done where they are there already.
+peers: $(VENV)/tools.stamp
+	$(BIN)/python scripts/peers.py
+
 docs: installed
 	$(SPHINX)
 
-matrix: $(VENV)/matrix.stamp
+matrix: $(VENV)/matrix.stamp peers
 	$(BIN)/python scripts/services.py run $(BIN)/python scripts/matrix.py $(MATRIX)
 
 demo: .venv-demo/demo.stamp
@@ -80,5 +84,5 @@ bench: installed
 
 clean:
 	-test ! -d .services || $(PYTHON) scripts/services.py down
-	rm -rf $(VENV) .venv-demo .services .tox .coverage .coverage.* .hypothesis .mypy_cache
+	rm -rf $(VENV) .venv-demo .venv-flower .venv-original .services .tox .coverage .coverage.* .hypothesis .mypy_cache
 	rm -rf .pytest_cache .ruff_cache dist build docs/_build htmlcov

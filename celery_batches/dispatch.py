@@ -134,6 +134,9 @@ class BatchJob:
         if reports is None:
             return self.on_failure(_einfo(Terminated("greenlet killed")))
         for request, (failed, retval) in zip(self.requests, reports, strict=True):
+            if failed and isinstance(retval.exception, ExceptionWithTraceback):
+                # A pool without processes has not pickled it, which would have unwrapped it.
+                retval.exception = retval.exception.exc
             self._tell_one(request.on_success, (failed, retval, runtime))
         self._release()
 

@@ -24,6 +24,8 @@ from threading import Condition, Thread
 from types import ModuleType
 from typing import Any
 
+import peers
+import pytest
 from celery import _state
 from kombu.utils.uuid import uuid
 from redis import Redis
@@ -318,6 +320,16 @@ class Deployment:
             keys = list(client.scan_iter(match=f"*{self.queue}*", count=1000))
             if keys:
                 client.delete(*keys)
+
+
+def python_of(peer: str) -> str:
+    """The Python that has a program which `scripts/peers.py` installs, or the test is skipped."""
+    found = peers.find(peer)
+    if found is None and os.environ.get("CI") == "true":
+        pytest.fail(f"{peer} is not installed, and CI has to run every test: scripts/peers.py")
+    if found is None:
+        pytest.skip(f"{peer} is not installed: run scripts/peers.py")
+    return str(found)
 
 
 def options_for(broker: str, backend: str | None, queue: str) -> dict[str, Any]:

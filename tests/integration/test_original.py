@@ -1,27 +1,14 @@
 """An application written for the original celery-batches 0.11 runs unchanged."""
 
-import os
 import sys
 
 import pytest
+from harness import python_of
 
-ORIGINAL = os.environ.get("ORIGINAL_PYTHON")
 
-
-@pytest.mark.parametrize(
-    "python",
-    [
-        pytest.param(sys.executable, id="ours"),
-        pytest.param(
-            ORIGINAL,
-            id="0.11",
-            marks=pytest.mark.skipif(
-                not ORIGINAL, reason="ORIGINAL_PYTHON, with celery-batches 0.11, is not set"
-            ),
-        ),
-    ],
-)
-def test_an_app_for_0_11(python, broker, backend, deploy):
+@pytest.mark.parametrize("package", ["ours", "0.11"])
+def test_an_app_for_0_11(package, broker, backend, deploy):
+    python = sys.executable if package == "ours" else python_of("original")
     # Without a prefix, which not every Celery makes into the same keys: the two may differ here.
     site = deploy("original_app", broker, backend, result_backend_transport_options={})
     module = site.module

@@ -147,6 +147,17 @@ def test_a_failed_member_does_not_fail_its_neighbours(app: Any) -> None:
     assert world.released == 1
 
 
+def test_a_failure_is_told_as_the_exception_that_it_is(app: Any) -> None:
+    """Pools without processes hand over billiard's wrapper of it, which events must not show."""
+    world = World(app)
+    einfo = boom()
+    assert type(einfo.exception) is not KeyError
+    world.send()["callback"]((False, [(True, einfo), (False, "b"), (True, einfo)], 0.5))
+    assert [type(told[2].exception) for told in world.told if told[0] == "on_failure"] == [
+        *(KeyError, KeyError)
+    ]
+
+
 def test_a_lost_batch_is_lost_for_every_member(app: Any) -> None:
     """What the pool could not run at all fails for each member."""
     world = World(app)
