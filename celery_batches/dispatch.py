@@ -13,6 +13,7 @@ from weakref import ref
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
+from celery.worker import state as worker_state
 from celery.worker.request import Request
 from kombu.utils.uuid import uuid
 
@@ -142,11 +143,12 @@ class BatchJob:
 
     def on_failure(self, exc_info: Any) -> None:
         """The pool could not run the batch, or lost the process that did."""
-        exc = exc_info.exception
-        if isinstance(exc, ExceptionWithTraceback):
-            exc = exc.exc
-        if isinstance(exc, Terminated) and any(map(_is_ended, self.requests)):
-            self._on_terminated(exc_info)
+        exc = _exception_of(exc_info)
+        if isinstance(exc, Terminated | SystemExit) and any(map(_is_ended, self.requests)):
+            self._on_terminated()
+        elif isinstance(exc, SystemExit | KeyboardInterrupt):
+            lost = WorkerLostError(f"Worker exited prematurely: {exc!r}.")
+            self._on_lost(_einfo(lost), self.requests)
         elif isinstance(exc, TimeLimitExceeded):
             # `on_timeout` follows and does the rest.
             self._tell(
@@ -161,8 +163,9 @@ class BatchJob:
             self._tell(lambda request: request.on_failure(exc_info))
         self._release()
 
-    def _on_terminated(self, exc_info: Any) -> None:
+    def _on_terminated(self) -> None:
         """Some members were revoked or cancelled, and the process was ended for that."""
+        exc_info = _einfo(Terminated("revoked"))
         for request in filter(_is_ended, self.requests):
             self._tell_one(request.on_failure, exc_info)
         lost = [request for request in self.requests if not _is_ended(request)]
@@ -177,7 +180,7 @@ class BatchJob:
             self.task.name,
             self.id,
             len(requests),
-            exc_info.exception,
+            _exception_of(exc_info),
         )
         for request in requests:
             # All that Celery does not do then is to log it once more.
@@ -233,8 +236,17 @@ def _tightest(limits: Sequence[float | None], default: float | None) -> float | 
 
 
 def _is_ended(request: Any) -> bool:
-    """Whether a request was ended while it ran, by `revoke` or a lost connection."""
-    return bool(request._already_revoked or request._already_cancelled)
+    """Whether a request was ended while it ran, by `revoke` or a lost connection.
+
+    A greenlet ends before the request that it is ended for is told.
+    """
+    told = request._already_revoked or request._already_cancelled
+    return bool(told or request.id in worker_state.revoked)
+
+
+def _exception_of(exc_info: Any) -> BaseException:
+    exc: BaseException = exc_info.exception
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
 
 
 def _einfo(exc: Exception) -> ExceptionInfo:

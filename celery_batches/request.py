@@ -265,6 +265,10 @@ class SimpleRequest:
         get = (self.request_dict or {}).get
         return bool(get("callbacks") or get("chain") or get("chord"))
 
+    def _has_followers(self) -> bool:
+        """Whether something goes on when it has ended, in whichever way."""
+        return self._is_waited_for() or bool((self.request_dict or {}).get("errbacks"))
+
     def _note(self, outcome: Outcome) -> None:
         if self._over:
             raise RuntimeError(

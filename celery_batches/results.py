@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import update_wrapper
 from os import getpid
 from typing import Any
@@ -12,6 +13,7 @@ from celery._state import _task_stack
 from celery.exceptions import BackendGetMetaError
 from celery.utils.log import get_logger
 from celery.worker.state import successful_requests
+from kombu.exceptions import EncodeError
 
 from .compat import publish
 from .context import acting_as, describe, sendable
@@ -54,7 +56,8 @@ def done_before(task: Any, request: SimpleRequest) -> None:
             return
         if not meta.get("children"):
             # It was lost between its result and what was to follow.
-            set_off(task, request, meta["result"])
+            with _on_its_way(task, request):
+                set_off(task, request, meta["result"])
     logger.info("%r was done before: it is not run again", request)
     request._settle(Outcome("repeated"))
 
@@ -73,9 +76,10 @@ def store_done(task: Any, request: SimpleRequest, value: Any, *, eager: bool) ->
     Raises:
         Exception: Whatever the result backend or the broker raises when it cannot be written to.
     """
-    set_off(task, request, value)
     wanted = not request.ignore_result and (not eager or bool(task.store_eager_result))
-    _original(task.backend, "mark_as_done")(request.id, value, request, store_result=wanted)
+    with _on_its_way(task, request):
+        set_off(task, request, value)
+        _original(task.backend, "mark_as_done")(request.id, value, request, store_result=wanted)
 
 
 def store_failure(
@@ -86,14 +90,15 @@ def store_failure(
     Raises:
         Exception: Whatever the result backend raises when it cannot be written to.
     """
-    _original(task.backend, "mark_as_failure")(
-        request.id,
-        exc,
-        traceback,
-        request=request,
-        store_result=stores_errors(task, request, eager=eager),
-        call_errbacks=True,
-    )
+    with _on_its_way(task, request):
+        _original(task.backend, "mark_as_failure")(
+            request.id,
+            exc,
+            traceback,
+            request=request,
+            store_result=stores_errors(task, request, eager=eager),
+            call_errbacks=True,
+        )
 
 
 def stores_errors(task: Any, request: SimpleRequest, *, eager: bool) -> bool:
@@ -103,11 +108,16 @@ def stores_errors(task: Any, request: SimpleRequest, *, eager: bool) -> bool:
     return not eager or bool(task.store_eager_result)
 
 
+def _on_its_way(task: Any, request: SimpleRequest) -> AbstractContextManager[Any]:
+    """Make the request the current one, if others hear of how it has ended: it is their parent."""
+    return acting_as(task, request) if request._has_followers() else nullcontext()
+
+
 def set_off(task: Any, request: SimpleRequest, value: Any) -> None:
     """Send the callbacks of a done request, and the next task of its chain.
 
     Before the result is stored, so that this knows the request's children (as in
-    ``celery.app.trace``).
+    ``celery.app.trace``). The request must be the current one of the task.
     """
     callbacks, chain = request.callbacks, request.chain
     if not callbacks and not chain:
@@ -121,19 +131,18 @@ def set_off(task: Any, request: SimpleRequest, value: Any) -> None:
         "root_id": request.root_id or request.id,
         "priority": priority,
     }
-    with acting_as(task, request) as context:
-        signatures = [canvas.signature(callback, app=app) for callback in callbacks or ()]
-        # A group leaves a trail of its own: it is sent as it is.
-        alone = [sig for sig in signatures if isinstance(sig, canvas.group)]
-        others = [sig for sig in signatures if not isinstance(sig, canvas.group)]
-        if len(others) > 1:
-            others = [canvas.group(others, app=app)]
-        for sig in [*alone, *others]:
-            publish(app, sig.apply_async, (value,), **options)
-        if chain:
-            following = canvas.signature(chain[-1], app=app)
-            publish(app, following.apply_async, (value,), chain=chain[:-1], **options)
-        request._children = context.children
+    signatures = [canvas.signature(callback, app=app) for callback in callbacks or ()]
+    # A group leaves a trail of its own: it is sent as it is.
+    alone = [sig for sig in signatures if isinstance(sig, canvas.group)]
+    others = [sig for sig in signatures if not isinstance(sig, canvas.group)]
+    if len(others) > 1:
+        others = [canvas.group(others, app=app)]
+    for sig in [*alone, *others]:
+        publish(app, sig.apply_async, (value,), **options)
+    if chain:
+        following = canvas.signature(chain[-1], app=app)
+        publish(app, following.apply_async, (value,), chain=chain[:-1], **options)
+    request._children = task.request.children
 
 
 def watch(backend: Any) -> None:
@@ -179,11 +188,12 @@ class _Watched:
             )
             return None
         try:
-            self.prepare(request, value)
-            returned = self.mark(task_id, value, *args, **kwargs)
+            with _on_its_way(request._batch.task, request):
+                self.prepare(request, value)
+                returned = self.mark(task_id, value, *args, **kwargs)
         except Exception as exc:
-            # As in Celery, what cannot be stored is a failure: of this request alone.
-            self._fail(request, exc)
+            logger.error("Cannot see to how %r has ended: %r", request, exc, exc_info=True)
+            self.recover(request, value, exc)
             return None
         request._settle(Outcome(self.kind, value, written=True))
         return returned
@@ -194,8 +204,8 @@ class _Watched:
     def prepare(self, request: SimpleRequest, value: Any) -> None:
         """Do what comes before the request is marked."""
 
-    def _fail(self, request: SimpleRequest, exc: Exception) -> None:
-        logger.error("Cannot store how %r has ended: %r", request, exc, exc_info=True)
+    def recover(self, request: SimpleRequest, value: Any, exc: Exception) -> None:
+        """Fail this request alone, as Celery does with what cannot be stored."""
         batch, error = request._batch, sendable(exc)
         try:
             store_failure(batch.task, request, error, describe(error).traceback, eager=batch.eager)
@@ -213,6 +223,13 @@ class _MarkAsDone(_Watched):
 
 class _MarkAsFailure(_Watched):
     kind = "failed"
+
+    def recover(self, request: SimpleRequest, value: Any, exc: Exception) -> None:
+        if isinstance(exc, EncodeError):
+            super().recover(request, value, exc)
+        else:
+            # It may be an errback that cannot be called: that is no reason to fail twice.
+            request._settle(Outcome("failed", value, written=True))
 
 
 def _current_requests() -> dict[str, SimpleRequest]:

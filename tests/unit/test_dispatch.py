@@ -86,7 +86,7 @@ IDS = ["id-0", "id-1", "id-2"]
 OK = (False, [(False, "None")] * 3, 0.5)
 
 
-def einfo_of(exc: Exception) -> ExceptionInfo:
+def einfo_of(exc: BaseException) -> ExceptionInfo:
     try:
         raise exc
     except type(exc):
@@ -250,12 +250,26 @@ def test_a_lost_process_with_reject_on_worker_lost(app: Any) -> None:
     assert app.AsyncResult("id-0").state == "PENDING"
 
 
+def test_an_exit_of_the_body_is_a_lost_process(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Some pools report SystemExit; it is told as what it means, and logged once."""
+    world = World(app)
+    world.send()["callback"](einfo_of(SystemExit(3)))
+    assert [type(app.AsyncResult(id).result) for id in IDS] == [WorkerLostError] * 3
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert "SystemExit(3)" in record.getMessage()
+
+
 class TerminatingPool:
-    def __init__(self) -> None:
+    """Ends what it is told to: a process a little later, a greenlet at once."""
+
+    def __init__(self, at_once: Any = None) -> None:
         self.terminated: list[Any] = []
+        self.at_once = at_once
 
     def terminate_job(self, pid: int, signal: Any) -> None:
         self.terminated.append(pid)
+        if self.at_once is not None:
+            self.at_once()
 
 
 @pytest.mark.parametrize("greenlet", [False, True])
@@ -267,12 +281,12 @@ def test_terminating_a_member_is_a_lost_process_for_its_neighbours(
     world.pool.handle = None
     options = world.send()
     options["accept_callback"](7, 0.0)
-    pool = TerminatingPool()
+    worker_state.revoked.add("id-1")
+    killed = lambda: options["callback"]((False, None, None))  # noqa: E731
+    pool = TerminatingPool(killed if greenlet else None)
     world.requests[1].terminate(pool, "TERM")
     assert pool.terminated == [7]
-    if greenlet:
-        options["callback"]((False, None, None))
-    else:
+    if not greenlet:
         options["error_callback"](einfo_of(Terminated(15)))
     assert [app.AsyncResult(id).state for id in IDS] == ["FAILURE", "REVOKED", "FAILURE"]
     assert isinstance(app.AsyncResult("id-0").result, WorkerLostError)

@@ -288,6 +288,26 @@ def test_a_result_that_cannot_be_stored_fails_its_request_alone(
     assert world.called == [("errback", "id-0")]
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_an_errback_that_cannot_be_called_changes_nothing(world: World, way: str) -> None:
+    """The request has failed with its own exception, once, and its neighbours go on."""
+
+    def body(requests: Any) -> None:
+        mark_failed(world, way, requests[0], ValueError("own"))
+        mark_done(world, way, requests[1], 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(world.app.backend), "_call_task_errbacks", _broken)
+        reports = world.run(body, {"errbacks": [world.errback.s()]})
+    assert world.states == ["FAILURE", "SUCCESS", "PENDING"]
+    assert str(world.app.AsyncResult("id-0").result) == "own"
+    assert [failed for failed, _ in reports] == [True, False, False]
+
+
+def _broken(*args: Any, **kwargs: Any) -> None:
+    raise TypeError("no such argument")
+
+
 def test_a_backend_that_is_away_is_the_bodys_concern(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
