@@ -133,7 +133,7 @@ class BatchJob:
             return self.on_failure(returned)
         _, reports, runtime = returned
         if reports is None:
-            return self.on_failure(_einfo(Terminated("greenlet killed")))
+            return self._on_killed()
         for request, (failed, retval) in zip(self.requests, reports, strict=True):
             if failed and isinstance(retval.exception, ExceptionWithTraceback):
                 # A pool without processes has not pickled it, which would have unwrapped it.
@@ -145,7 +145,9 @@ class BatchJob:
         """The pool could not run the batch, or lost the process that did."""
         exc = _exception_of(exc_info)
         if isinstance(exc, Terminated | SystemExit) and any(map(_is_ended, self.requests)):
-            self._on_terminated()
+            for request in filter(_is_ended, self.requests):
+                self._tell_one(request.on_failure, _einfo(Terminated("revoked")))
+            self._leave_behind()
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             lost = WorkerLostError(f"Worker exited prematurely: {exc!r}.")
             self._on_lost(_einfo(lost), self.requests)
@@ -163,11 +165,18 @@ class BatchJob:
             self._tell(lambda request: request.on_failure(exc_info))
         self._release()
 
-    def _on_terminated(self) -> None:
-        """Some members were revoked or cancelled, and the process was ended for that."""
-        exc_info = _einfo(Terminated("revoked"))
-        for request in filter(_is_ended, self.requests):
-            self._tell_one(request.on_failure, exc_info)
+    def _on_killed(self) -> None:
+        """A greenlet was killed, for the sake of a member that will be told by who does that."""
+        if any(map(_is_ended, self.requests)):
+            for request in filter(_is_ended, self.requests):
+                worker_state.task_ready(request)
+            self._leave_behind()
+            self._release()
+        else:
+            self.on_failure(_einfo(Terminated("killed")))
+
+    def _leave_behind(self) -> None:
+        """Some members were revoked or cancelled: for the others, the process was lost."""
         lost = [request for request in self.requests if not _is_ended(request)]
         if lost:
             reason = "Its process was ended to terminate another request of the batch."
@@ -236,10 +245,7 @@ def _tightest(limits: Sequence[float | None], default: float | None) -> float | 
 
 
 def _is_ended(request: Any) -> bool:
-    """Whether a request was ended while it ran, by `revoke` or a lost connection.
-
-    A greenlet ends before the request that it is ended for is told.
-    """
+    """Whether a request was ended while it ran, or is about to be told so."""
     told = request._already_revoked or request._already_cancelled
     return bool(told or request.id in worker_state.revoked)
 

@@ -1,0 +1,180 @@
+"""A process of the pool that ends in the middle of a batch."""
+
+import os
+import time
+
+import pytest
+from celery import Task
+from celery.exceptions import WorkerLostError
+from celery.worker.request import Request
+from harness import DEADLINE
+
+WAYS = ["kill", "_exit", "exit"]
+
+#: With the name of the logger.
+LOGGED = {"worker_log_format": "[%(asctime)s: %(levelname)s/%(processName)s] %(name)s: %(message)s"}
+
+
+def triple(site, task, way):
+    """Three calls, which make a batch; what they set off is reported with their ids."""
+    calls = []
+    for _ in range(3):
+        call = task.s(way)
+        task_id = call.freeze().id
+        call.link(site.module.link.s(task_id=task_id))
+        call.link_error(site.module.errback.s())
+        calls.append(call.apply_async())
+    return calls
+
+
+def wait_until_active(site, worker, count):
+    """Wait for the worker to know that so many requests run.
+
+    That is 0 in the end: Celery may hang for half a minute, and lose results, if it is stopped
+    before it knows and has just had to replace processes.
+    """
+    deadline = time.monotonic() + DEADLINE
+    # With Redis, what is asked before the worker listens is lost.
+    inspect = site.app.control.inspect(destination=[worker.node], timeout=2)
+    while (active := (inspect.active() or {}).get(worker.node)) is None or len(active) != count:
+        assert time.monotonic() < deadline
+
+
+def let_die(site, worker, count):
+    """Have the processes end, now that the worker knows that so many requests run in them.
+
+    Without that, Celery may give what they ran to other processes.
+    """
+    wait_until_active(site, worker, count)
+    (site.directory / "die").touch()
+
+
+def ids_of(*batches):
+    return sorted(call.id for calls in batches for call in calls)
+
+
+def reported(site, event):
+    return sorted(report["id"] for report in site.reports.of(event))
+
+
+def expect_loss(calls):
+    for call in calls:
+        with pytest.raises(WorkerLostError):
+            call.get(timeout=30)
+        assert call.state == "FAILURE"
+
+
+def everything_sent_has_run(site, count):
+    """Wait for callbacks, and for a task that comes after them."""
+    site.reports.expect("errback", count)
+    site.module.last.delay()
+    site.reports.expect("last")
+
+
+def lines_on(worker, task):
+    """The errors in the log for batches of this task."""
+    return [
+        line for line in worker.problems if f" celery_batches.dispatch: Batch {task.name}[" in line
+    ]
+
+
+def test_every_request_of_a_lost_batch_fails_once(broker, backend, deploy):
+    site = deploy("lost_app", broker, backend, **LOGGED)
+    gate = site.directory / "go"
+    os.mkfifo(gate)
+    lost = site.module.lost
+    # So many processes that none of the new ones is needed: Celery may take 5 seconds to see that
+    # one of them has ended.
+    with site.worker(concurrency=5) as worker:
+        running = [site.module.gated.delay(i) for i in range(2)]
+        site.reports.expect("gated")
+        batches = [triple(site, lost, way) for way in WAYS]
+        let_die(site, worker, 2 + 9)
+        for calls in batches:
+            expect_loss(calls)
+        everything_sent_has_run(site, 9)
+        gate.write_text("now")
+        assert [call.get(timeout=30) for call in running] == [0, 1]
+        wait_until_active(site, worker, 0)
+    assert reported(site, "errback") == ids_of(*batches)
+    assert reported(site, "link") == []
+    # As in Celery, each has its own signal: nothing is left of the run of the batch.
+    assert reported(site, "task_failure") == ids_of(*batches)
+    bodies = [report["ids"] for report in site.reports.of("die")]
+    assert sorted(bodies) == sorted([call.id for call in calls] for calls in batches)
+    # One line for each batch; all that Celery adds is one for each process.
+    lines = lines_on(worker, lost)
+    assert len(lines) == 3
+    assert all("of 3 requests was lost: Worker exited prematurely: " in line for line in lines)
+    assert sum("signal 9" in line for line in lines) == 1
+    others = [line for line in worker.problems if line not in lines]
+    assert [line for line in others if "exited with" not in line] == []
+    assert site.messages_left() == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "redelivered",
+        pytest.param(
+            "retried",
+            marks=pytest.mark.skipif(
+                not hasattr(Task, "retry_on_worker_lost"), reason="this Celery has no such option"
+            ),
+        ),
+    ],
+)
+def test_lost_requests_run_again_if_the_options_say_so(name, broker, backend, deploy):
+    site = deploy("lost_app", broker, backend, **LOGGED)
+    task = getattr(site.module, name)
+    # All are in the queue before the first comes again.
+    batches = [triple(site, task, way) for way in WAYS]
+    with site.worker(concurrency=6) as worker:
+        let_die(site, worker, 9)
+        for calls, way in zip(batches, WAYS, strict=True):
+            assert [call.get(timeout=30) for call in calls] == [way] * 3
+        site.reports.expect("link", 9)
+        wait_until_active(site, worker, 0)
+    assert reported(site, "link") == ids_of(*batches)
+    assert reported(site, "errback") == []
+    for again in (False, True):
+        runs = [report for report in site.reports.of("run") if report["again"] is again]
+        assert sorted(i for report in runs for i in report["ids"]) == ids_of(*batches)
+    assert len(lines_on(worker, task)) == 3
+    assert site.messages_left() == 0
+
+
+def test_a_result_stored_before_the_loss_stays(redis_url, deploy):
+    site = deploy("lost_app", redis_url, redis_url, **LOGGED)
+    # Celery before 5.7 has the errbacks of such a task called all the same.
+    looks_first = hasattr(Request, "_success_was_stored")
+    with site.worker() as worker:
+        first, *others = calls = triple(site, site.module.marked, "kill")
+        let_die(site, worker, 3)
+        expect_loss(others)
+        everything_sent_has_run(site, 2 if looks_first else 3)
+        assert first.get(timeout=30) == "kill"
+        assert first.state == "SUCCESS"
+        wait_until_active(site, worker, 0)
+    assert reported(site, "link") == [first.id]
+    assert reported(site, "errback") == ids_of(others if looks_first else calls)
+    assert len(lines_on(worker, site.module.marked)) == 1
+    assert site.messages_left() == 0
+
+
+def test_exit_from_a_thread_fails_the_requests_and_not_the_worker(broker, backend, deploy):
+    site = deploy("lost_app", broker, backend, **LOGGED)
+    with site.worker("threads") as worker:
+        calls = triple(site, site.module.lost, "exit")
+        let_die(site, worker, 3)
+        expect_loss(calls)
+        site.module.plain.delay("exit")
+        site.reports.expect("plain")
+        everything_sent_has_run(site, 3)
+        # Neither a batch nor an ordinary task ends it: it has all its threads.
+        again = triple(site, site.module.lost, "exit")
+        expect_loss(again)
+        everything_sent_has_run(site, 6)
+    assert reported(site, "errback") == ids_of(calls, again)
+    assert len(lines_on(worker, site.module.lost)) == 2
+    assert site.messages_left() == 0
