@@ -11,7 +11,7 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
-from .options import check_body, check_flush_every, check_flush_interval, check_removed
+from .options import REMOVED, check_body, check_flush_every, check_flush_interval, check_removed
 from .request import SimpleRequest
 
 __all__ = ("Batches",)
@@ -48,6 +48,11 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._check_options()
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what the task does not have.
+        hint = f": {REMOVED[name]}" if name in REMOVED else ""
+        raise AttributeError(f"Task {self.name!r} has no attribute {name!r}{hint}", name=name)
 
     @classmethod
     def bind(cls, app: Any) -> Any:

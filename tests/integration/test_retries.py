@@ -49,15 +49,17 @@ def shared(request, tmp_path_factory):
     reports = Reports()
     site = Deployment("retries_app", tmp_path_factory.mktemp("retries"), options, reports)
     queues = f"{site.queue},{other_queue(site)}"
-    with listening(site.app) as events, site.worker(pool, "-E", "-Q", queues) as worker:
-        yield site, worker, events
-    assert site.messages_left() == 0
-    if broker == "rabbitmq":
-        with site.app.connection_for_write() as connection:
-            connection.default_channel.queue_delete(other_queue(site))
-            connection.default_channel.exchange_delete(other_queue(site))
-    site.close()
-    reports.close()
+    try:
+        with listening(site.app) as events, site.worker(pool, "-E", "-Q", queues) as worker:
+            yield site, worker, events
+        assert site.messages_left() == 0
+    finally:
+        if broker == "rabbitmq":
+            with site.app.connection_for_write() as connection:
+                connection.default_channel.queue_delete(other_queue(site))
+                connection.default_channel.exchange_delete(other_queue(site))
+        site.close()
+        reports.close()
 
 
 def other_queue(site):
@@ -160,7 +162,11 @@ def wait_for_events(events, kind, ids):
 
 
 def test_a_retry_that_is_not_thrown_lets_the_body_go_on(site):
-    assert site.module.unthrown.delay().get(timeout=30) == 1
+    call = site.module.unthrown.delay()
+    assert call.get(timeout=30) == 1
+    sync(site)
+    (report,) = (report for report in site.reports.of("went on") if report["id"] == call.id)
+    assert report["retries"] == 0
 
 
 def test_each_request_has_its_own_count_of_retries_and_its_own_limit(site, worker):
@@ -217,6 +223,13 @@ def test_the_batch_is_retried_but_for_those_over_the_limit(word, error, site, wo
             call.get(timeout=30)
     exc = "KeyError('all')" if word else None
     assert told(site, "task_retry", [over, under]) == [(word, exc)]
+
+
+def test_the_limit_of_one_retry_does_not_stay_with_the_task(site):
+    task = site.module.lenient_once  # max_retries is 1.
+    assert task.delay("own").get(timeout=30) == "own"
+    with pytest.raises(ConnectionError, match="down"):
+        task.apply_async(("connection",), retries=1).get(timeout=30)
 
 
 def test_autoretry_counts_for_each_request(site, worker):

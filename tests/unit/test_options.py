@@ -159,6 +159,18 @@ def test_options_that_celery_has_removed(app: Any, option: str) -> None:
         def old(requests: Any) -> None: ...
 
 
+def test_a_call_that_celery_has_removed(app: Any) -> None:
+    """What old tasks could do is refused by a word on what to do instead."""
+
+    @app.task(base=Batches, name="unit.old")
+    def old(requests: Any) -> None: ...
+
+    with pytest.raises(AttributeError, match=r"'unit\.old'.*get_task_logger\(__name__\)"):
+        old.get_logger()
+    with pytest.raises(AttributeError, match=r"'unit\.old' has no attribute 'misspelt'$"):
+        old.misspelt  # noqa: B018
+
+
 def test_pydantic_is_refused(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Celery would validate the list of requests as the arguments of a call."""
     if not hasattr(app_base, "pydantic_wrapper"):

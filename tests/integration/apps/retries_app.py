@@ -49,7 +49,9 @@ def retry_without_throwing(self, requests):
     for request in requests:
         if request.retries:
             request.mark_as_done(request.retries)
-    self.retry(countdown=0, throw=False)
+    if not requests[0].retries:
+        self.retry(countdown=0, throw=False)
+        report("went on", id=requests[0].id, retries=requests[0].retries)
 
 
 def retry_always(requests):
@@ -80,6 +82,16 @@ def connect(requests):
     ]("down")
 
 
+def retry_with_a_limit_of_its_own(requests):
+    (request,) = requests
+    if request.args[0] == "connection":
+        raise ConnectionError("down")
+    if request.retries:
+        request.mark_as_done("own")
+    else:
+        request.retry(countdown=0, max_retries=2)
+
+
 some = define("some", 4, retry_some, bind=True)
 unthrown = define("unthrown", 1, retry_without_throwing, bind=True)
 limited = define("limited", 4, retry_always, max_retries=1)
@@ -92,6 +104,15 @@ backing_off = define(
     "backing_off", 3, connect, retry_backoff=1000, retry_backoff_max=3000, retry_jitter=False,
     max_retries=3, **AUTOMATIC
 )  # fmt: skip
+
+lenient_once = define(
+    "lenient_once",
+    1,
+    retry_with_a_limit_of_its_own,
+    max_retries=1,
+    autoretry_for=(OSError,),
+    default_retry_delay=0,
+)
 
 KEPT = (
     *("id", "args", "kwargs", "headers", "group", "group_index", "chord", "chain", "callbacks"),
