@@ -27,6 +27,7 @@ from .dispatch import BatchJob
 from .limits import RateLimit
 from .messages import check_message
 from .prefetch import PrefetchRoom
+from .visibility import warn_of_visibility_timeout
 
 __all__ = ("BatchStrategy", "BatchesStep", "strategy_of")
 
@@ -251,6 +252,7 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         """Let every batch task have its room: the consumer has its ``qos`` by now."""
         for strategy in self._strategies(c):
             strategy.start()
+            warn_of_visibility_timeout(strategy.task, c.task_consumer.channel)
 
     def stop(self, c: Any) -> None:
         """Retire every strategy: what is buffered goes back to the broker with the channel."""

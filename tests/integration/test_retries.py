@@ -228,8 +228,11 @@ def test_the_batch_is_retried_but_for_those_over_the_limit(word, error, site, wo
 def test_the_limit_of_one_retry_does_not_stay_with_the_task(site):
     task = site.module.lenient_once  # max_retries is 1.
     assert task.delay("own").get(timeout=30) == "own"
+    over = task.apply_async(("connection",), retries=1)
     with pytest.raises(ConnectionError, match="down"):
-        task.apply_async(("connection",), retries=1).get(timeout=30)
+        over.get(timeout=30)
+    sync(site)
+    assert told(site, "task_retry", [over]) == []
 
 
 def test_autoretry_counts_for_each_request(site, worker):

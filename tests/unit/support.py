@@ -183,6 +183,7 @@ class FakeConsumer:
         self.prefetch_counts: list[int] = []
         self.qos = QoS(lambda prefetch_count: self.prefetch_counts.append(prefetch_count), prefetch)
         self.task_buckets: dict[str, Any] = {}
+        self.task_consumer = SimpleNamespace(channel=Channel())
         self.controller = SimpleNamespace(state=worker_state)
         self.strategies: dict[str, Any] = {}
         self.sent: list[Any] = []
