@@ -9,7 +9,13 @@ from typing import Any
 from celery import Task
 from celery.result import EagerResult
 
-__all__ = ("TIMEOUT_IS_FAILURE", "eager_result", "is_pydantic", "publish")
+__all__ = (
+    "TIMEOUT_IS_FAILURE",
+    "eager_result",
+    "has_static_prefetch",
+    "is_pydantic",
+    "publish",
+)
 
 #: In Celery 5.7 and newer, ``Request.on_timeout`` also runs what a failure runs: handlers, the
 #: signal, and the event.
@@ -41,3 +47,21 @@ def is_pydantic(body: Any) -> bool:
     """Whether Celery (5.5 and newer) has wrapped the body of a task for ``pydantic=True``."""
     module = getattr(body, "__globals__", {}).get("__name__")
     return hasattr(body, "__wrapped__") and bool(module == "celery.app.base")
+
+
+def has_static_prefetch(consumer: Any) -> bool:
+    """Whether the broker cannot be told another prefetch count once messages are asked for.
+
+    That is so with RabbitMQ's quorum queues, which Celery 5.5 and newer detect.
+    """
+    if consumer.connection.transport.driver_type != "amqp":
+        return False
+    is_global = getattr(consumer, "qos_global", None)
+    if is_global is not None:  # Celery 5.7 and newer keep what they have found out.
+        return not is_global
+    try:
+        from celery.utils.quorum_queues import detect_quorum_queues
+    except ImportError:
+        return False
+    wanted = consumer.app.conf.worker_detect_quorum_queues
+    return bool(wanted and detect_quorum_queues(consumer.app, "amqp")[0])

@@ -21,8 +21,10 @@ from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
+from kombu.common import ignore_errors
 
 from .buffer import Batch, Buffer
+from .compat import has_static_prefetch
 from .dispatch import BatchJob
 from .limits import RateLimit
 from .messages import check_message
@@ -80,6 +82,7 @@ class BatchStrategy:
         self._timer: Any = None
         self._timer_at: float | None = None
         self._retired = False
+        self._requeues = False
         self._room = PrefetchRoom(consumer, task.flush_every)
         self._receive = default_strategy(
             task,
@@ -89,9 +92,9 @@ class BatchStrategy:
             info=logger.debug,
         )
 
-    def start(self) -> None:
-        """The consumer is ready: let the broker deliver a whole batch."""
-        self._room.open()
+    def start(self, batches: int = 1) -> None:
+        """The consumer is ready: let the broker deliver a whole batch, or several."""
+        self._room.open(batches)
 
     def on_message(
         self, message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any
@@ -116,17 +119,22 @@ class BatchStrategy:
             return  # Celery found something wrong with it and has rejected it.
         request.batch_strategy = self
         with self._lock:
-            if self._retired:
-                worker_state.task_ready(request)
-                return
-            now = monotonic()
-            batch = self._buffer.add(request, now=now)
-            if batch is not None:
-                self._full.append(batch)
-            batches = self._take_full()
-            self._arm(now)
+            batches = None if self._retired else self._add(request)
+        if batches is None:
+            self._let_go(request)
+            return
         for batch in batches:
             self._flush(batch)
+
+    def _add(self, request: Any) -> list[Batch[Any]]:
+        """Buffer a request; return the batches to be sent. Called under the lock."""
+        now = monotonic()
+        batch = self._buffer.add(request, now=now)
+        if batch is not None:
+            self._full.append(batch)
+        batches = self._take_full()
+        self._arm(now)
+        return batches
 
     def _take_full(self) -> list[Batch[Any]]:
         """Return the full batches that the rate limit lets go. Called under the lock."""
@@ -215,22 +223,33 @@ class BatchStrategy:
                 worker_state.task_reserved(request)
                 self.add(request)
 
-    def retire(self) -> list[Any]:
+    def retire(self, *, requeue: bool = False) -> list[Any]:
         """End it, with the connection: nothing that is buffered here will run from here.
+
+        Arguments:
+            requeue: Whether to send it back to the broker now, since the connection goes on for a
+                while.
 
         Returns:
             What was in the buffer.
         """
         with self._lock:
             self._retired = True
+            self._requeues = requeue
             self._disarm()
             requests = [request for batch in self._full for request in batch]
             requests += self._buffer.discard()
             self._full.clear()
         self._room.close()
-        for request in requests:
-            worker_state.task_ready(request)
+        # The newest first, so that the oldest is the first to be delivered again.
+        for request in reversed(requests):
+            self._let_go(request)
         return requests
+
+    def _let_go(self, request: Any) -> None:
+        worker_state.task_ready(request)
+        if self._requeues:
+            request.reject(requeue=True)
 
 
 def strategy_of(consumer: Any, name: str) -> BatchStrategy | None:
@@ -251,17 +270,35 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
     def start(self, c: Any) -> None:
         """Let every batch task have its room: the consumer has its ``qos`` by now."""
         for strategy in self._strategies(c):
-            strategy.start()
+            strategy.start(_batches_at_once(c))
             warn_of_visibility_timeout(strategy.task, c.task_consumer.channel)
+        # Before the first message is asked for.
+        c.qos.update()
 
     def stop(self, c: Any) -> None:
-        """Retire every strategy: what is buffered goes back to the broker with the channel."""
+        """Retire every strategy: what is buffered goes back to the broker.
+
+        When the connection is lost it does so by that. When the worker stops, the connection is
+        kept until the batches that run have ended: what is buffered is sent back before that.
+        """
         # Without an event loop, Celery before 5.7 forgets the acknowledgements that still wait for
         # the loop to come round: a batch that has run would be delivered again.
         c.perform_pending_operations()
+        stopping = c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE)
+        if stopping and c.task_consumer is not None:
+            # Or it would be delivered here again.
+            ignore_errors(c.connection, c.task_consumer.cancel)
         for strategy in self._strategies(c):
-            strategy.retire()
+            strategy.retire(requeue=stopping)
 
     def _strategies(self, c: Any) -> list[BatchStrategy]:
         found = [strategy_of(c, name) for name in list(c.strategies)]
         return [strategy for strategy in found if strategy is not None]
+
+
+def _batches_at_once(c: Any) -> int:
+    """Return for how many batches of a task there must be room from the start.
+
+    Where the prefetch count cannot be changed later, one batch is filled while the others run.
+    """
+    return int(c.pool.num_processes) + 1 if has_static_prefetch(c) else 1

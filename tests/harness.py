@@ -26,7 +26,8 @@ from typing import Any
 
 import peers
 import pytest
-from celery import _state
+from celery import _state, signals
+from celery.utils.dispatch import Signal
 from kombu.utils.uuid import uuid
 from redis import Redis
 
@@ -38,6 +39,9 @@ BATCH_LINE = re.compile(
     r"flushed by (?P<trigger>\w+), (?P<ending>.*) in (?P<runtime>[\d.e-]+)s: (?P<what>.*)"
 )
 PROBLEM_LINE = re.compile(r": (ERROR|CRITICAL)/")
+
+
+SIGNALS = [value for value in vars(signals).values() if isinstance(value, Signal)]
 
 
 class Stream:
@@ -223,8 +227,10 @@ class Deployment:
         assert spec.loader
         module = importlib.util.module_from_spec(spec)
         importlib.invalidate_caches()
-        # Celery gives the tasks of every app to all apps that are made later: not from here.
+        # Celery gives the tasks of every app to all apps that are made later, and signals are for
+        # the whole process: not from here.
         shared = set(_state._on_app_finalizers)
+        receivers = {signal: list(signal.receivers) for signal in SIGNALS}
         os.environ["REPORTS"] = self.reports.path
         sys.path.insert(0, str(self.directory))
         try:
@@ -233,6 +239,8 @@ class Deployment:
             assert module.app.conf.task_default_queue == self.queue
         finally:
             _state._on_app_finalizers.intersection_update(shared)
+            for signal, before in receivers.items():
+                signal.receivers[:] = before
             sys.path.remove(str(self.directory))
             del os.environ["REPORTS"]
             for name in ("celeryconfig", "reporting"):
@@ -284,6 +292,21 @@ class Deployment:
         with self.app.connection_for_read() as connection:
             declared = connection.default_channel.queue_declare(self.queue, passive=True)
             return int(declared.message_count)
+
+    def wait_for_messages(self, wanted: int) -> None:
+        """Wait until that many messages are in the queue, and no worker has them."""
+        deadline = time.monotonic() + DEADLINE
+        while (ready := self.messages_ready()) != wanted:
+            assert time.monotonic() < deadline, f"{ready} messages are ready, and not {wanted}"
+
+    def messages_ready(self) -> int:
+        """How many messages are in the queue, and no worker has them."""
+        broker = self.config["broker_url"]
+        if not broker.startswith("redis"):
+            return self.messages_left()
+        with Redis.from_url(broker) as client:
+            queues = client.scan_iter(match=f"{self.queue}:{self.queue}*", count=1000)
+            return sum(int(client.llen(key)) for key in queues)
 
     def publish(self, body: Any, headers: dict[str, Any], **options: Any) -> None:
         """Send any message at all."""

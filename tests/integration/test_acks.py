@@ -42,15 +42,17 @@ def dead_letters(site):
         channel = connection.default_channel
         queue = Queue(name, channel=channel, durable=True)
         queue.queue_declare()
-        with connection.Consumer([queue], callbacks=[collect], accept=["json"], no_ack=False):
-            thread = Thread(target=drain, daemon=True)
-            thread.start()
-            try:
-                yield ids
-            finally:
-                over.set()
-                thread.join()
-        queue.delete()
+        try:
+            with connection.Consumer([queue], callbacks=[collect], accept=["json"], no_ack=False):
+                thread = Thread(target=drain, daemon=True)
+                thread.start()
+                try:
+                    yield ids
+                finally:
+                    over.set()
+                    thread.join()
+        finally:
+            queue.delete()
 
 
 @pytest.fixture(scope="module", params=WORKERS)

@@ -19,16 +19,21 @@ def ids(*pairs):
     return sorted(call.id for calls in pairs for call in calls)
 
 
-def wait_until_active(site, worker, count):
-    """Wait for the worker to know that so many requests run.
+def wait_until_active(site, worker, count, *, waiting=0):
+    """Wait for the worker to know that so many run, and so many wait.
 
-    That is 0 in the end: Celery may hang for half a minute, and lose results, if it is stopped
-    before it knows and has just had to replace processes.
+    To know that none runs takes longer than to run them. Celery may hang for half a minute, and
+    lose results, if it is stopped in between.
     """
-    deadline = time.monotonic() + DEADLINE
     # With Redis, what is asked before the worker listens is lost.
     inspect = site.app.control.inspect(destination=[worker.node], timeout=2)
-    while (active := (inspect.active() or {}).get(worker.node)) is None or len(active) != count:
+    wanted = [waiting, count]
+    deadline = time.monotonic() + DEADLINE
+    # In this order, or one that is on its way from here to there could be in neither.
+    while wanted != [
+        len(reply[worker.node]) if reply else None
+        for reply in (inspect.reserved(), inspect.active())
+    ]:
         assert time.monotonic() < deadline
 
 
@@ -139,7 +144,7 @@ def test_the_body_is_told_of_the_tightest_soft_time_limit(broker, backend, deplo
         assert [call.get(timeout=30) for call in content] == [0, 2]
         gate.write_text("now")
         assert [call.get(timeout=30) for call in patient] == [0, 2]
-        worker.wait_for_batches(13)
+        wait_until_active(site, worker, 0)
     # Nothing was killed, and each batch that failed has one line for that.
     assert len(worker.problems) == 4
     assert all("Batch " in line for line in worker.problems)
@@ -237,6 +242,7 @@ def test_a_rate_limit_counts_batches_which_fill_while_they_wait(pool, broker, de
             free.delay(i)
         site.reports.expect("free", 5)
         wait_until_received(site, free, 18)
+        wait_until_active(site, worker, 0, waiting=4)
     # What still waits, full or not, goes back to the broker.
     assert sorted(args_of(site, "free")) == [[i, i + 1, i + 2] for i in range(0, 15, 3)]
     assert len(args_of(site, "limited")) == 3
@@ -247,7 +253,8 @@ def test_rate_limits_can_be_disabled(broker, deploy):
     site = deploy("limits_app", broker, worker_disable_rate_limits=True)
     for i in range(9):
         site.module.limited.delay(i)
-    with site.worker():
+    with site.worker() as worker:
         site.reports.expect("limited", 3)
+        wait_until_active(site, worker, 0)
     assert sorted(args_of(site, "limited")) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert site.messages_left() == 0

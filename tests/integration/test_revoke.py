@@ -47,15 +47,20 @@ def processes_of(site, worker):
 
 
 def wait_until_active(site, worker, count):
-    """Wait for the worker to know that so many requests run.
+    """Wait for the worker to know that so many run, and none waits.
 
-    That is 0 in the end: Celery may hang for half a minute, and lose results, if it is stopped
-    before it knows and has just had to replace processes.
+    To know that none runs takes longer than to run them. Celery may hang for half a minute, and
+    lose results, if it is stopped in between.
     """
-    deadline = time.monotonic() + DEADLINE
     # With Redis, what is asked before the worker listens is lost.
     inspect = site.app.control.inspect(destination=[worker.node], timeout=2)
-    while (active := (inspect.active() or {}).get(worker.node)) is None or len(active) != count:
+    wanted = [0, count]
+    deadline = time.monotonic() + DEADLINE
+    # In this order, or one that is on its way from here to there could be in neither.
+    while wanted != [
+        len(reply[worker.node]) if reply else None
+        for reply in (inspect.reserved(), inspect.active())
+    ]:
         assert time.monotonic() < deadline
 
 
@@ -98,6 +103,7 @@ def test_expired_and_revoked_requests_never_reach_the_body(pool, broker, backend
             assert call.state == "REVOKED"
         assert processes is None or processes_of(site, worker) == processes
         worker.wait_for_batches(6)
+        wait_until_active(site, worker, 0)
     # The signal has told of each of them once, and it was on receipt for these two only.
     reports = {report["id"]: report for report in site.reports.of("revoked")}
     assert len(site.reports.of("revoked")) == 8
@@ -136,6 +142,7 @@ def test_a_request_revoked_while_its_batch_waits_for_a_process_is_left_out(broke
                 call.get(timeout=30)
             assert call.state == "REVOKED"
         assert processes_of(site, worker) == processes
+        wait_until_active(site, worker, 0)
     assert [report["ids"] for report in site.reports.of("pairs")] == [[kept.id], [alone.id]]
     assert sorted(report["id"] for report in site.reports.of("revoked")) == sent(
         [revoked, terminated]
@@ -234,7 +241,7 @@ def test_terminating_a_running_request_of_a_greenlet(redis_url, deploy):
                 call.get(timeout=30)
         later = [site.module.pairs.delay(i) for i in range(2)]
         assert [call.get(timeout=30) for call in later] == [0, 2]
-        worker.wait_for_batches(2)
+        wait_until_active(site, worker, 0)
     assert [report["id"] for report in site.reports.of("revoked")] == [victim.id]
     assert [report["ids"] for report in site.reports.of("hang")] == [[call.id for call in calls]]
     assert site.messages_left() == 0

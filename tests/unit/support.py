@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from celery.app.task import Context
+from celery.bootsteps import RUN
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
@@ -174,20 +175,27 @@ class FakeConsumer:
     connection_errors = ()
     event_dispatcher = None
     disable_rate_limits = True
-    pool = SimpleNamespace(apply_async=None)
+    pool = SimpleNamespace(apply_async=None, num_processes=2)
 
     def __init__(self, app: Any, *, prefetch: int = 4, connection: Any = None) -> None:
         self.app = app
-        self.connection = connection or object()
+        self.connection = connection or SimpleNamespace(
+            transport=SimpleNamespace(driver_type="memory"), connection_errors=()
+        )
+        self.blueprint = SimpleNamespace(state=RUN)
         self.timer = Timer()
         self.prefetch_counts: list[int] = []
         self.qos = QoS(lambda prefetch_count: self.prefetch_counts.append(prefetch_count), prefetch)
         self.task_buckets: dict[str, Any] = {}
-        self.task_consumer = SimpleNamespace(channel=Channel())
+        self.task_consumer = SimpleNamespace(channel=Channel(), cancel=self._cancel)
+        self.cancelled = 0
         self.controller = SimpleNamespace(state=worker_state)
         self.strategies: dict[str, Any] = {}
         self.sent: list[Any] = []
         self.pending_operations: list[Any] = []
+
+    def _cancel(self) -> None:
+        self.cancelled += 1
 
     def perform_pending_operations(self) -> None:
         while self.pending_operations:

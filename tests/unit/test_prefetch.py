@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.common import QoS
@@ -103,3 +105,42 @@ def test_the_budget_is_exact(prefetch: int, flush_every: int, steps: list[int | 
             room.give_back(on_its_way.pop(0)[1])
         extra = sum(size - 1 for size, _ in on_its_way)
         assert qos.value == prefetch + flush_every + extra
+
+
+def test_amqp_can_count_to_65535() -> None:
+    """Beyond that kombu sets no limit at all: the room ends there, and is given back exactly."""
+    room, qos = make(4, 65_000)
+    room.open()
+    taken = room.take(65_000)
+    assert qos.value == 65_535
+    room.give_back(taken)
+    assert qos.value == 65_004
+    room.close()
+    assert qos.value == 4
+
+
+def test_a_limit_of_eta_tasks_is_none_of_batches() -> None:
+    """worker_eta_task_limit bounds what waits for its ETA, and batches fill all the same."""
+    if "max_prefetch" not in signature(QoS).parameters:
+        pytest.skip("this Kombu knows no such limit")
+    qos = QoS(lambda prefetch_count: None, 4, max_prefetch=6)
+    room = PrefetchRoom(SimpleNamespace(qos=qos), 100)
+    room.open()
+    assert qos.value == 104
+    for _ in range(5):
+        qos.increment_eventually()  # As Celery does for each request with an ETA.
+    assert qos.value == 106
+    taken = room.take(100)
+    assert qos.value == 106 + 99
+    room.give_back(taken)
+    room.close()
+    assert (qos.value, qos.max_prefetch) == (6, 6)
+
+
+def test_room_for_several_batches() -> None:
+    """Where the broker cannot be told later, room for more batches is made at the start."""
+    room, qos = make(4, 100)
+    room.open(batches=3)
+    assert qos.value == 304
+    room.close()
+    assert qos.value == 4

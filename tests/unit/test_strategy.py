@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import signals
+from celery import bootsteps, signals
 from celery.exceptions import InvalidTaskError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -359,6 +359,50 @@ def test_the_step_opens_and_closes(worker: Worker) -> None:
     step.stop(worker.consumer)
     assert worker.consumer.qos.value == 4
     assert worker.waiting == 0
+
+
+@pytest.mark.parametrize("state", [bootsteps.CLOSE, bootsteps.TERMINATE])
+def test_a_worker_that_stops_sends_its_buffer_back(worker: Worker, state: int) -> None:
+    """What is buffered goes back while batches still run, and is not fetched again."""
+    said: list[str] = []
+    consumer = worker.consumer
+    consumer.task_consumer.cancel = lambda: said.append("cancel")
+    for _ in range(2):
+        worker.receive()
+    for request in worker.strategy._buffer._items:
+        request.on_reject = lambda *args, id=request.id: said.append(f"{id} {args[-1]}")
+    consumer.blueprint.state = state
+    BatchesStep(consumer).stop(consumer)
+    assert said == ["cancel", "id-1 True", "id-0 True"]
+
+
+def test_what_comes_after_that_goes_back_too(worker: Worker) -> None:
+    """A message that was on its way when the worker stopped is not kept."""
+    worker.strategy.retire(requeue=True)
+    message = worker.receive()
+    assert [what for what, _ in message.channel.said] == ["requeue"]
+
+
+def test_a_lost_connection_sends_nothing(worker: Worker) -> None:
+    """Where the connection is gone, the broker takes the messages back by itself."""
+    message = worker.receive()
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert message.channel.said == []
+    assert worker.consumer.cancelled == 0
+
+
+def test_the_room_is_there_before_the_first_message(worker: Worker) -> None:
+    """The broker is told of the room when the consumer starts, not when the loop comes round."""
+    BatchesStep(worker.consumer).start(worker.consumer)
+    assert worker.consumer.prefetch_counts == [4 + 3]
+
+
+def test_static_prefetch_has_room_for_batches_that_run(worker: Worker) -> None:
+    """Where the prefetch count cannot be changed, there is room for a batch of each process."""
+    worker.consumer.connection.transport.driver_type = "amqp"
+    worker.consumer.qos_global = False
+    BatchesStep(worker.consumer).start(worker.consumer)
+    assert worker.consumer.prefetch_counts == [4 + 3 * (2 + 1)]
 
 
 def test_what_a_worker_holds_is_bounded(worker: Worker) -> None:
