@@ -12,6 +12,7 @@ from weakref import ref
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -247,7 +248,16 @@ def _tightest(limits: Sequence[float | None], default: float | None) -> float | 
 def _is_ended(request: Any) -> bool:
     """Whether a request was ended while it ran, or is about to be told so."""
     told = request._already_revoked or request._already_cancelled
-    return bool(told or request.id in worker_state.revoked)
+    return bool(told or request.id in worker_state.revoked or _is_revoked_by_stamp(request))
+
+
+def _is_revoked_by_stamp(request: Any) -> bool:
+    revoked = worker_state.revoked_stamps
+    return any(
+        stamp in (maybe_list(revoked.get(header)) or ())
+        for header, stamps in request.stamps.items()
+        for stamp in maybe_list(stamps) or ()
+    )
 
 
 def _exception_of(exc_info: Any) -> BaseException:

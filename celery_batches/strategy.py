@@ -279,17 +279,20 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         """Retire every strategy: what is buffered goes back to the broker.
 
         When the connection is lost it does so by that. When the worker stops, the connection is
-        kept until the batches that run have ended: what is buffered is sent back before that.
+        kept until the batches that run have ended: on AMQP, what is buffered is sent back before.
         """
         # Without an event loop, Celery before 5.7 forgets the acknowledgements that still wait for
         # the loop to come round: a batch that has run would be delivered again.
         c.perform_pending_operations()
         stopping = c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE)
-        if stopping and c.task_consumer is not None:
+        # Where kombu polls (Redis), a message that goes back now may be taken by the poll that is
+        # still under way, and then be with nobody until the worker ends.
+        requeue = stopping and c.connection.transport.driver_type == "amqp"
+        if requeue and c.task_consumer is not None:
             # Or it would be delivered here again.
             ignore_errors(c.connection, c.task_consumer.cancel)
         for strategy in self._strategies(c):
-            strategy.retire(requeue=stopping)
+            strategy.retire(requeue=requeue)
 
     def _strategies(self, c: Any) -> list[BatchStrategy]:
         found = [strategy_of(c, name) for name in list(c.strategies)]

@@ -224,16 +224,23 @@ def test_neighbours_of_a_terminated_request_run_again_if_the_broker_still_has_th
 
 
 @pytest.mark.gevent
-def test_terminating_a_running_request_of_a_greenlet(redis_url, deploy):
+@pytest.mark.parametrize("how", ["id", "stamp"])
+def test_terminating_a_running_request_of_a_greenlet(how, redis_url, deploy):
     gevent = pytest.importorskip("celery.concurrency.gevent")
     if "terminate_job" not in vars(gevent.TaskPool):
         pytest.skip("this Celery cannot end a greenlet")
     site = deploy("revoke_app", redis_url, redis_url)
     with site.worker("gevent") as worker:
-        before, victim, after = calls = [site.module.hang.delay(i) for i in range(3)]
+        before, victim, after = calls = [
+            site.module.hang.s(i).stamp(number=str(i)).apply_async() for i in range(3)
+        ]
         site.reports.expect("hang")
         wait_until_active(site, worker, 3)
-        ask(site.app.control.revoke, worker, victim.id, terminate=True)
+        control = site.app.control
+        if how == "id":
+            ask(control.revoke, worker, victim.id, terminate=True)
+        else:
+            ask(control.revoke_by_stamped_headers, worker, {"number": ["1"]}, terminate=True)
         with pytest.raises(TaskRevokedError):
             victim.get(timeout=30)
         for call in (before, after):

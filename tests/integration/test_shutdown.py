@@ -22,8 +22,9 @@ def test_warm_shutdown(name, pool, broker, deploy):
         buffered = [task.delay(i).id for i in range(2)]
         site.reports.expect("task_received", 5)
         worker.process.send_signal(signal.SIGTERM)
-        # While the batch goes on running, what was only buffered is back in the queue.
-        site.wait_for_messages(2)
+        if broker.startswith("amqp"):
+            # While the batch goes on running, what was only buffered is back in the queue.
+            site.wait_for_messages(2)
         assert site.reports.of("ended") == []
         gate.write_text("now")
         assert worker.process.wait(40) == 0

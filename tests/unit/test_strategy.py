@@ -372,6 +372,7 @@ def test_a_worker_that_stops_sends_its_buffer_back(worker: Worker, state: int) -
     for request in worker.strategy._buffer._items:
         request.on_reject = lambda *args, id=request.id: said.append(f"{id} {args[-1]}")
     consumer.blueprint.state = state
+    consumer.connection.transport.driver_type = "amqp"
     BatchesStep(consumer).stop(consumer)
     assert said == ["cancel", "id-1 True", "id-0 True"]
 
