@@ -249,6 +249,8 @@ class BatchStrategy:
     def _let_go(self, request: Any) -> None:
         worker_state.task_ready(request)
         if self._requeues:
+            # Now: the event loop that it would be left to has ended.
+            request.on_reject = request.message.reject_log_error
             request.reject(requeue=True)
 
 

@@ -6,11 +6,10 @@ import signal
 import pytest
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 @pytest.mark.parametrize("name", ["early", "late"])
 def test_warm_shutdown(name, pool, broker, deploy):
-    options = {"broker_heartbeat": 0} if pool == "gevent" else {}
-    site = deploy("signals_app", broker, **options)
+    site = deploy("signals_app", broker)
     task = getattr(site.module, name)
     gate = site.directory / "go"
     os.mkfifo(gate)

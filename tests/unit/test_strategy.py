@@ -370,7 +370,9 @@ def test_a_worker_that_stops_sends_its_buffer_back(worker: Worker, state: int) -
     for _ in range(2):
         worker.receive()
     for request in worker.strategy._buffer._items:
-        request.on_reject = lambda *args, id=request.id: said.append(f"{id} {args[-1]}")
+        request.message.reject_log_error = lambda *args, id=request.id: said.append(
+            f"{id} {args[-1]}"
+        )
     consumer.blueprint.state = state
     consumer.connection.transport.driver_type = "amqp"
     BatchesStep(consumer).stop(consumer)
