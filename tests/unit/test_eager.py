@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from celery import _state, current_task, states
+from celery import _state, chain, current_task, states
+from celery.exceptions import Ignore, Reject
 from celery.result import EagerResult
 
 from celery_batches import Batches, SimpleRequest
@@ -344,3 +345,89 @@ def test_a_call_that_the_body_marks_as_failed_has_failed_eagerly(app):
     assert "KeyError" in result.traceback
     with pytest.raises(KeyError):
         result.get()
+
+
+@pytest.mark.parametrize("how", ["request", "self", "auto"])
+@pytest.mark.parametrize("throw", [False, True])
+def test_a_retry_is_run_eagerly_too(app: Any, how: str, throw: bool) -> None:
+    """A call that is retried is run again at once, and the result is that of the last run."""
+    runs: list[int] = []
+    options = {"autoretry_for": (KeyError,)} if how == "auto" else {}
+
+    @app.task(base=Batches, name="unit.again", bind=True, **options)
+    def again(self: Any, requests: Any) -> None:
+        (request,) = requests
+        runs.append(request.retries)
+        if request.retries == 2:
+            request.mark_as_done("at last")
+        elif how == "request":
+            request.retry()
+        elif how == "self":
+            raise self.retry()
+        else:
+            raise KeyError("again")
+
+    result = again.apply((1,), throw=throw)
+    assert runs == [0, 1, 2]
+    assert (result.state, result.result) == (states.SUCCESS, "at last")
+
+
+@pytest.mark.parametrize("throw", [False, True])
+def test_a_retry_too_many_eagerly(app: Any, throw: bool) -> None:
+    """A call that has used up its retries fails, or raises if that is wanted."""
+
+    @app.task(base=Batches, name="unit.never", max_retries=1)
+    def never(requests: Any) -> None:
+        requests[0].retry(exc=ValueError("never"))
+
+    if throw:
+        with pytest.raises(ValueError, match="never"):
+            never.apply(throw=True)
+    else:
+        result = never.apply()
+        assert (result.state, str(result.result)) == (states.FAILURE, "never")
+
+
+def test_a_call_that_fails_by_itself_can_raise(app: Any) -> None:
+    """With throw=True, what a request is marked with as its failure is raised."""
+
+    @app.task(base=Batches, name="unit.marked")
+    def marked(requests: Any) -> None:
+        requests[0].mark_as_failure(ValueError("marked"))
+
+    with pytest.raises(ValueError, match="marked"):
+        marked.apply(throw=True)
+    assert marked.apply().state == states.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("exc", "state"), [(Reject("no"), states.REJECTED), (Ignore(), states.IGNORED)], ids=repr
+)
+def test_predicates_eagerly(app: Any, exc: Exception, state: str) -> None:
+    """Reject and Ignore are the state of an eager result."""
+
+    @app.task(base=Batches, name="unit.predicate")
+    def predicate(requests: Any) -> None:
+        raise exc
+
+    assert predicate.apply().state == state
+
+
+def test_link_and_chain_eagerly(app: Any) -> None:
+    """Callbacks and the next task of a chain are run with the result."""
+    app.conf.task_always_eager = True
+    got: list[Any] = []
+
+    @app.task(name="unit.got")
+    def callback(value: Any) -> Any:
+        got.append(value)
+        return value
+
+    @app.task(base=Batches, name="unit.double")
+    def double(requests: Any) -> None:
+        for request in requests:
+            request.mark_as_done(request.args[0] * 2)
+
+    double.apply((1,), link=callback.s())
+    chain(double.s(2), callback.s(), double.s())()
+    assert got == [2, 4]
