@@ -68,3 +68,13 @@ task.flush([])
 task.apply_buffer([], ([],), {})
 result: Any = task.apply(("a",), {"k": 1}, task_id="id", throw=True)
 returned: Any = apply_batches_task(task, ([six],), 0, None)
+
+six.mark_as_done({"any": "result"})
+six.mark_as_failure(ValueError("why"))
+six.retry(countdown=0.5, exc=ValueError("why"), max_retries=3, queue="slow")
+six.reject(requeue=True)
+children: list[Any] = six.children
+retried: Exception = task.retry(exc=ValueError("why"), countdown=5, throw=False)
+again: Exception = task.retry_request(six, countdown=1)
+task.update_state(task_id=six.id, state="PROGRESS", meta={"done": 1})
+task.send_event("task-progress", done=1)
