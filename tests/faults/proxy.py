@@ -1,0 +1,70 @@
+"""A network that can fail: a TCP proxy between a worker and its broker."""
+
+import contextlib
+import select
+import socket
+from threading import Lock, Thread
+from types import TracebackType
+from urllib.parse import urlsplit, urlunsplit
+
+LOCALHOST = "127.0.0.1"
+
+
+class Proxy:
+    """Forwards connections to the broker of this URL, until it is told to fail."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname or LOCALHOST, parts.port or 0)
+        self._lock = Lock()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._listener = socket.create_server((LOCALHOST, 0))
+        login, at, _ = parts.netloc.rpartition("@")
+        netloc = f"{login}{at}{LOCALHOST}:{self._listener.getsockname()[1]}"
+        #: Where the broker is, by way of this.
+        self.url = urlunsplit(parts._replace(netloc=netloc))
+        self._thread = Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        # Accepting is not interrupted by a close.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        self._thread.join()
+
+    def cut(self) -> int:
+        """Close every connection, as a broker does that goes away; return how many."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+        return len(pairs)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            pair = near, socket.create_connection(self._target)
+            with self._lock:
+                self._pairs.append(pair)
+            Thread(target=self._forward, args=pair, daemon=True).start()
+
+    def _forward(self, near: socket.socket, far: socket.socket) -> None:
+        other = {near: far, far: near}
+        with near, far, contextlib.suppress(OSError):
+            while True:
+                for ready in select.select([near, far], [], [])[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    other[ready].sendall(data)

@@ -1,0 +1,52 @@
+"""The connection to the broker is lost, again and again: nothing is lost with it, or run twice."""
+
+from collections import Counter
+
+import pytest
+from faults.proxy import Proxy
+
+CUTS = 4
+
+
+def wait_for(reports, event, wanted):
+    """Wait until there are reports of that many different calls."""
+
+    def count(items):
+        return len({n for item in items if item["event"] == event for n in item["numbers"]})
+
+    reports.wait(count, wanted, what=f"calls in reports of {event!r}")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("name", ["early", "late"])
+def test_a_connection_is_lost_while_the_buffer_is_part_filled(
+    name, pool, broker, deploy, monkeypatch
+):
+    site = deploy("faults_app", broker)
+    task = getattr(site.module, name)
+    sent = 0
+    with Proxy(broker) as proxy:
+        # For the worker, not for the calls.
+        monkeypatch.setenv("CELERY_BROKER_URL", proxy.url)
+        site.module.app.conf.broker_url = broker
+        with site.worker(pool) as worker:
+            monkeypatch.delenv("CELERY_BROKER_URL")
+            for cut in range(1, CUTS + 1):
+                # Two batches that are run at once, and four calls that wait in the buffer.
+                for number in range(sent, sent + 24):
+                    task.delay(number)
+                wait_for(site.reports, "run", sent + 20)
+                # Redis forgets what is on the wire when a connection is cut: any task is lost then.
+                wait_for(site.reports, "received", sent + 24)
+                assert proxy.cut() >= 1
+                worker.wait_for_log(r"Connected to ", cut + 1)
+                # The interval goes on being kept, on the connection that has taken its place.
+                sent += 24
+                wait_for(site.reports, "run", sent)
+        ran = Counter(n for report in site.reports.of("run") for n in report["numbers"])
+    assert sorted(ran) == list(range(sent))
+    assert max(len(report["numbers"]) for report in site.reports.of("run")) == 10
+    twice = [number for number, runs in ran.items() if runs > 1]
+    # Those of the buffer are delivered again, and run once.
+    assert [number for number in twice if number % 24 >= 20] == []
+    assert site.messages_left() == 0

@@ -1,0 +1,23 @@
+"""Batch tasks whose runs are counted, message by message."""
+
+from celery import Celery, signals
+from reporting import report
+
+from celery_batches import Batches
+
+app = Celery("faults")
+app.config_from_object("celeryconfig")
+
+
+def count(requests):
+    report("run", numbers=[request.args[0] for request in requests])
+
+
+OPTIONS = {"base": Batches, "flush_every": 10, "flush_interval": 1}
+early = app.task(name="early", **OPTIONS)(count)
+late = app.task(name="late", acks_late=True, **OPTIONS)(count)
+
+
+@signals.task_received.connect
+def on_received(request, **kwargs):
+    report("received", numbers=list(request.args))
