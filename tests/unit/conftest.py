@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,13 @@ def app() -> Iterator[Celery]:
     _DUMMY_CLIENT_CACHE.clear()
     _state._set_current_app(before)
     _state._on_app_finalizers.intersection_update(shared)
+
+
+@pytest.fixture(autouse=True)
+def _log_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever level a worker has set that ran in this process for another test."""
+    for logger in (None, "celery", "celery_batches"):
+        caplog.set_level(logging.WARNING, logger=logger)
 
 
 @pytest.fixture(autouse=True)
