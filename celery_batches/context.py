@@ -15,7 +15,7 @@ from celery.utils.serialization import get_pickleable_etype, get_pickleable_exce
 
 from .request import SimpleRequest
 
-__all__ = ("acting_as", "call_handler", "custom_handlers", "describe", "sendable")
+__all__ = ("acting_as", "call_handler", "current", "custom_handlers", "describe", "sendable")
 
 logger = get_logger(__name__)
 
@@ -38,10 +38,17 @@ def acting_as(task: Any, request: SimpleRequest) -> Iterator[Context]:
         ignore_result=request.ignore_result,
         called_directly=False,
     )
+    with current(task, context):
+        yield context
+
+
+@contextmanager
+def current(task: Any, context: Context) -> Iterator[None]:
+    """Make a context the current one of its task, and the task the current one of the thread."""
     _task_stack.push(task)
     task.request_stack.push(context)
     try:
-        yield context
+        yield
     finally:
         task.request_stack.pop()
         _task_stack.pop()

@@ -10,7 +10,10 @@ from typing import Any
 from .outcomes import Outcome
 from .packing import PACKED, pack, unpack
 
-__all__ = ("SimpleRequest",)
+__all__ = ("BATCH", "SimpleRequest", "running_batch")
+
+#: Where the context of a batch keeps what runs it: no name that a header has.
+BATCH = "_celery_batches_running"
 
 #: What a running task's context says of anything that its message leaves out
 #: (the defaults of ``celery.app.task.Context``).
@@ -343,3 +346,8 @@ def _restore(
     self.__dict__.update(zip(_FIELDS, fields, strict=False))
     self.__dict__["request_dict"] = unpack(packed)
     return self
+
+
+def running_batch(task: Any) -> Any:
+    """Return what runs the batch that is the current request of the task, if it is one."""
+    return task.request.get(BATCH)

@@ -18,7 +18,7 @@ from kombu.exceptions import EncodeError
 from .compat import publish
 from .context import acting_as, describe, sendable
 from .outcomes import Kind, Outcome
-from .request import SimpleRequest
+from .request import SimpleRequest, running_batch
 
 __all__ = (
     "deduplicates",
@@ -235,5 +235,5 @@ class _MarkAsFailure(_Watched):
 def _current_requests() -> dict[str, SimpleRequest]:
     """Return the requests of the batch that is being run, by id."""
     task = _task_stack.top
-    batch = task.request.get("batch") if task else None
+    batch = running_batch(task) if task else None
     return {} if batch is None else batch.by_id

@@ -12,7 +12,7 @@ from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from .options import REMOVED, check_body, check_flush_every, check_flush_interval, check_removed
-from .request import SimpleRequest
+from .request import SimpleRequest, running_batch
 
 __all__ = ("Batches",)
 
@@ -123,7 +123,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         """
         given = {"exc": exc, "eta": eta, "countdown": countdown, "max_retries": max_retries}
         given.update(options)
-        batch = self.request.get("batch")
+        batch = running_batch(self)
         if batch is None:
             return super().retry(args, kwargs, throw=throw, **given)
         if args is not None or kwargs is not None:
@@ -183,7 +183,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             meta: What goes with it.
             **kwargs: Other arguments of the result backend's ``store_result``.
         """
-        batch = self.request.get("batch")
+        batch = running_batch(self)
         if batch is None or (task_id is not None and task_id not in batch.by_id):
             super().update_state(task_id, state, meta, **kwargs)
             return
@@ -204,7 +204,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         """
         from .context import acting_as
 
-        batch = self.request.get("batch")
+        batch = running_batch(self)
         if batch is None:
             super().send_event(type_, retry, retry_policy, **fields)
             return

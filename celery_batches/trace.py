@@ -9,7 +9,6 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import current_app, signals, states
-from celery._state import _task_stack
 from celery.app.task import Context
 from celery.app.trace import task_has_custom, traceback_clear
 from celery.exceptions import Ignore, Reject, Retry
@@ -18,10 +17,10 @@ from celery.utils.nodenames import gethostname
 from celery.utils.serialization import get_pickleable_etype
 from kombu.utils.uuid import uuid
 
-from .context import call_handler, custom_handlers, describe, sendable
+from .context import call_handler, current, custom_handlers, describe, sendable
 from .log import log_batch
 from .outcomes import UNMARKED, Outcome, decide
-from .request import SimpleRequest
+from .request import BATCH, SimpleRequest
 from .results import deduplicates, done_before, store_started, watch
 from .settle import Report, Settled, Settler
 
@@ -162,9 +161,15 @@ class BatchTrace:
             return
         if self.body_args is None:
             self.body_args = (members,)
-        started = monotonic()
-        _task_stack.push(task)
-        task.request_stack.push(self._context())
+        try:
+            with current(task, self._context()):
+                self._run(members)
+        finally:
+            if not self.eager:
+                self._clean_up()
+
+    def _run(self, members: list[SimpleRequest]) -> None:
+        task = self.task
         try:
             watch(task.backend)
             watch(task.app.backend)
@@ -172,11 +177,20 @@ class BatchTrace:
                 sender=task, task_id=self.batch_id, task=task, args=self.body_args, kwargs={}
             )
             task.app.loader.on_task_init(self.batch_id, task)
+            started = monotonic()
             self._call_body(members)
             self.runtime = monotonic() - started
             self._conclude()
         finally:
-            self._leave()
+            signals.task_postrun.send(
+                sender=task,
+                task_id=self.batch_id,
+                task=task,
+                args=self.body_args,
+                kwargs={},
+                retval=self.retval if self.error is None else self.error,
+                state=self.state,
+            )
 
     def unsettled(self) -> list[SimpleRequest]:
         """Return the requests that have no outcome yet."""
@@ -197,7 +211,7 @@ class BatchTrace:
             called_directly=False,
             ignore_result=True,
             delivery_info={"is_eager": self.eager},
-            batch=self,
+            **{BATCH: self},
         )
 
     def _call_body(self, members: list[SimpleRequest]) -> None:
@@ -296,24 +310,6 @@ class BatchTrace:
             request._leave()
             outcome = request._outcome or Outcome("failed", self.error)
             self.settled.append(settler.settle(request, outcome))
-
-    def _leave(self) -> None:
-        task = self.task
-        try:
-            signals.task_postrun.send(
-                sender=task,
-                task_id=self.batch_id,
-                task=task,
-                args=self.body_args,
-                kwargs={},
-                retval=self.retval if self.error is None else self.error,
-                state=self.state,
-            )
-        finally:
-            _task_stack.pop()
-            task.request_stack.pop()
-            if not self.eager:
-                self._clean_up()
 
     def _clean_up(self) -> None:
         try:

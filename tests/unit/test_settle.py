@@ -886,6 +886,25 @@ def test_a_broken_before_start_fails_its_request_alone(
     assert len(messages(caplog, logging.ERROR)) == 1
 
 
+@pytest.mark.parametrize("header", ["batch", "outcome", "members"])
+def test_a_header_may_have_any_name(sending: World, header: str) -> None:
+    """A custom header is no concern of the library's, in the body or in a handler."""
+    told: list[Any] = []
+
+    class Telling(Batches):
+        abstract = True
+
+        def on_retry(self, exc: Any, task_id: str, *args: Any) -> None:
+            told.append(self.request.get(header))
+            self.update_state(task_id, "TOLD")
+            sending.app.backend.mark_as_done("elsewhere", 1)
+
+    sending.define(lambda requests: requests[0].retry(), base=Telling)
+    sending.run(None, more_headers={header: "blue"})
+    assert told == ["blue"]
+    assert sending.states[0] == "TOLD"
+
+
 # What runs before and beside the body.
 
 
