@@ -47,3 +47,16 @@ def broker(request: pytest.FixtureRequest) -> str:
 def backend(broker: str) -> str:
     """Where results go: Redis with Redis, the callers' own queues with RabbitMQ."""
     return broker if broker.startswith("redis") else "rpc://"
+
+
+@pytest.fixture
+def site(shared: tuple[Any, ...]) -> Iterator[Deployment]:
+    """What the tests of a module share: its fixture `shared` has the deployment and its worker."""
+    yield shared[0]
+    print(shared[1].text)  # Shown if the test has failed.
+
+
+@pytest.fixture
+def worker(shared: tuple[Any, ...]) -> Any:
+    """The worker of that deployment."""
+    return shared[1]

@@ -72,17 +72,6 @@ def shared(request, tmp_path_factory):
 
 
 @pytest.fixture
-def site(shared):
-    yield shared[0]
-    print(shared[1].text)  # Shown if the test has failed.
-
-
-@pytest.fixture
-def worker(shared):
-    return shared[1]
-
-
-@pytest.fixture
 def dead(shared):
     return shared[2]
 

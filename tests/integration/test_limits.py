@@ -1,12 +1,10 @@
 """Time limits of a batch and of its members; rate limits, which count batches."""
 
 import os
-import time
 
 import pytest
 from celery import VERSION, Task
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
-from harness import DEADLINE
 
 
 def pair(task, *options, **common):
@@ -17,24 +15,6 @@ def pair(task, *options, **common):
 
 def ids(*pairs):
     return sorted(call.id for calls in pairs for call in calls)
-
-
-def wait_until_active(site, worker, count, *, waiting=0):
-    """Wait for the worker to know that so many run, and so many wait.
-
-    To know that none runs takes longer than to run them. Celery may hang for half a minute, and
-    lose results, if it is stopped in between.
-    """
-    # With Redis, what is asked before the worker listens is lost.
-    inspect = site.app.control.inspect(destination=[worker.node], timeout=2)
-    wanted = [waiting, count]
-    deadline = time.monotonic() + DEADLINE
-    # In this order, or one that is on its way from here to there could be in neither.
-    while wanted != [
-        len(reply[worker.node]) if reply else None
-        for reply in (inspect.reserved(), inspect.active())
-    ]:
-        assert time.monotonic() < deadline
 
 
 def wait_until_received(site, task, count):
@@ -99,7 +79,7 @@ def test_the_tightest_time_limit_ends_the_batch(broker, backend, deploy):
         assert [call.get(timeout=30) for call in patient] == [0, 2]
         later = pair(module.quick)
         assert [call.get(timeout=30) for call in later] == [0, 2]
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     failed = ids(*batches.values(), *mixed.values())
     assert sorted(report["id"] for report in site.reports.of("errback")) == failed
     assert sorted(i for report in site.reports.of("hang") for i in report["ids"]) == failed
@@ -144,7 +124,7 @@ def test_the_body_is_told_of_the_tightest_soft_time_limit(broker, backend, deplo
         assert [call.get(timeout=30) for call in content] == [0, 2]
         gate.write_text("now")
         assert [call.get(timeout=30) for call in patient] == [0, 2]
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     # Nothing was killed, and each batch that failed has one line for that.
     assert len(worker.problems) == 4
     assert all("Batch " in line for line in worker.problems)
@@ -174,7 +154,7 @@ def test_with_acks_late_a_time_limit_acknowledges_as_for_an_ordinary_task(broker
         wanted = sum(3 * count for (count,) in expected.values())
         site.reports.expect("run", wanted, each=lambda report: len(report["ids"]))
         nothing_more_runs(site)
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     runs = [i for report in site.reports.of("run") for i in report["ids"]]
     counts = {name: {runs.count(call.id) for call in calls} for name, calls in batches.items()}
     assert counts == expected
@@ -242,7 +222,7 @@ def test_a_rate_limit_counts_batches_which_fill_while_they_wait(pool, broker, de
             free.delay(i)
         site.reports.expect("free", 5)
         wait_until_received(site, free, 18)
-        wait_until_active(site, worker, 0, waiting=4)
+        site.wait_until_active(worker, 0, waiting=4)
     # What still waits, full or not, goes back to the broker.
     assert sorted(args_of(site, "free")) == [[i, i + 1, i + 2] for i in range(0, 15, 3)]
     assert len(args_of(site, "limited")) == 3
@@ -255,6 +235,6 @@ def test_rate_limits_can_be_disabled(broker, deploy):
         site.module.limited.delay(i)
     with site.worker() as worker:
         site.reports.expect("limited", 3)
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     assert sorted(args_of(site, "limited")) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert site.messages_left() == 0

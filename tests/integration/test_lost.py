@@ -1,13 +1,11 @@
 """A process of the pool that ends in the middle of a batch."""
 
 import os
-import time
 
 import pytest
 from celery import Task
 from celery.exceptions import WorkerLostError
 from celery.worker.request import Request
-from harness import DEADLINE
 
 WAYS = ["kill", "_exit", "exit"]
 
@@ -27,31 +25,28 @@ def triple(site, task, way):
     return calls
 
 
-def wait_until_active(site, worker, count):
-    """Wait for the worker to know that so many run, and none waits.
-
-    To know that none runs takes longer than to run them. Celery may hang for half a minute, and
-    lose results, if it is stopped in between.
-    """
-    # With Redis, what is asked before the worker listens is lost.
-    inspect = site.app.control.inspect(destination=[worker.node], timeout=2)
-    wanted = [0, count]
-    deadline = time.monotonic() + DEADLINE
-    # In this order, or one that is on its way from here to there could be in neither.
-    while wanted != [
-        len(reply[worker.node]) if reply else None
-        for reply in (inspect.reserved(), inspect.active())
-    ]:
-        assert time.monotonic() < deadline
-
-
-def let_die(site, worker, count):
+@pytest.fixture
+def let_die():
     """Have the processes end, now that the worker knows that so many requests run in them.
 
     Without that, Celery may give what they ran to other processes.
     """
-    wait_until_active(site, worker, count)
-    (site.directory / "die").touch()
+    opened = []
+
+    def let_die(site, worker, count):
+        site.wait_until_active(worker, count)
+        # It stays open, for those that run again.
+        opened.append(os.open(site.directory / "die", os.O_RDWR))
+
+    yield let_die
+    for file in opened:
+        os.close(file)
+
+
+def deploy_mortal(deploy, broker, backend):
+    site = deploy("lost_app", broker, backend, **LOGGED)
+    os.mkfifo(site.directory / "die")
+    return site
 
 
 def ids_of(*batches):
@@ -83,8 +78,8 @@ def lines_on(worker, task):
     ]
 
 
-def test_every_request_of_a_lost_batch_fails_once(broker, backend, deploy):
-    site = deploy("lost_app", broker, backend, **LOGGED)
+def test_every_request_of_a_lost_batch_fails_once(broker, backend, deploy, let_die):
+    site = deploy_mortal(deploy, broker, backend)
     gate = site.directory / "go"
     os.mkfifo(gate)
     lost = site.module.lost
@@ -100,7 +95,7 @@ def test_every_request_of_a_lost_batch_fails_once(broker, backend, deploy):
         everything_sent_has_run(site, 9)
         gate.write_text("now")
         assert [call.get(timeout=30) for call in running] == [0, 1]
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     assert reported(site, "errback") == ids_of(*batches)
     assert reported(site, "link") == []
     # As in Celery, each has its own signal: nothing is left of the run of the batch.
@@ -129,8 +124,8 @@ def test_every_request_of_a_lost_batch_fails_once(broker, backend, deploy):
         ),
     ],
 )
-def test_lost_requests_run_again_if_the_options_say_so(name, broker, backend, deploy):
-    site = deploy("lost_app", broker, backend, **LOGGED)
+def test_lost_requests_run_again_if_the_options_say_so(name, broker, backend, deploy, let_die):
+    site = deploy_mortal(deploy, broker, backend)
     task = getattr(site.module, name)
     # All are in the queue before the first comes again.
     batches = [triple(site, task, way) for way in WAYS]
@@ -139,7 +134,7 @@ def test_lost_requests_run_again_if_the_options_say_so(name, broker, backend, de
         for calls, way in zip(batches, WAYS, strict=True):
             assert [call.get(timeout=30) for call in calls] == [way] * 3
         site.reports.expect("link", 9)
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     assert reported(site, "link") == ids_of(*batches)
     assert reported(site, "errback") == []
     for again in (False, True):
@@ -149,8 +144,8 @@ def test_lost_requests_run_again_if_the_options_say_so(name, broker, backend, de
     assert site.messages_left() == 0
 
 
-def test_a_result_stored_before_the_loss_stays(redis_url, deploy):
-    site = deploy("lost_app", redis_url, redis_url, **LOGGED)
+def test_a_result_stored_before_the_loss_stays(redis_url, deploy, let_die):
+    site = deploy_mortal(deploy, redis_url, redis_url)
     # Celery before 5.7 has the errbacks of such a task called all the same.
     looks_first = hasattr(Request, "_success_was_stored")
     with site.worker() as worker:
@@ -160,15 +155,15 @@ def test_a_result_stored_before_the_loss_stays(redis_url, deploy):
         everything_sent_has_run(site, 2 if looks_first else 3)
         assert first.get(timeout=30) == "kill"
         assert first.state == "SUCCESS"
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     assert reported(site, "link") == [first.id]
     assert reported(site, "errback") == ids_of(others if looks_first else calls)
     assert len(lines_on(worker, site.module.marked)) == 1
     assert site.messages_left() == 0
 
 
-def test_exit_from_a_thread_fails_the_requests_and_not_the_worker(broker, backend, deploy):
-    site = deploy("lost_app", broker, backend, **LOGGED)
+def test_exit_from_a_thread_fails_the_requests_and_not_the_worker(broker, backend, deploy, let_die):
+    site = deploy_mortal(deploy, broker, backend)
     with site.worker("threads") as worker:
         calls = triple(site, site.module.lost, "exit")
         let_die(site, worker, 3)
@@ -181,7 +176,7 @@ def test_exit_from_a_thread_fails_the_requests_and_not_the_worker(broker, backen
         expect_loss(again)
         everything_sent_has_run(site, 6)
         # The ordinary one: that it has ended, Celery never notices.
-        wait_until_active(site, worker, 1)
+        site.wait_until_active(worker, 1)
     assert reported(site, "errback") == ids_of(calls, again)
     assert len(lines_on(worker, site.module.lost)) == 2
     assert site.messages_left() == 0

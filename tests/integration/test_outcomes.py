@@ -31,17 +31,6 @@ def shared(request, tmp_path_factory):
         reports.close()
 
 
-@pytest.fixture
-def site(shared):
-    yield shared[0]
-    print(shared[1].text)  # Shown if the test has failed.
-
-
-@pytest.fixture
-def worker(shared):
-    return shared[1]
-
-
 def send(task, *ways):
     """Fill a batch with calls that end in these ways."""
     return [task.delay(*([way] if isinstance(way, str) else way)) for way in ways]

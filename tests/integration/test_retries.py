@@ -71,17 +71,6 @@ def other_queue(site):
 
 
 @pytest.fixture
-def site(shared):
-    yield shared[0]
-    print(shared[1].text)  # Shown if the test has failed.
-
-
-@pytest.fixture
-def worker(shared):
-    return shared[1]
-
-
-@pytest.fixture
 def events(shared):
     return shared[2]
 

@@ -46,24 +46,6 @@ def processes_of(site, worker):
     return sorted(stats["pool"]["processes"])
 
 
-def wait_until_active(site, worker, count):
-    """Wait for the worker to know that so many run, and none waits.
-
-    To know that none runs takes longer than to run them. Celery may hang for half a minute, and
-    lose results, if it is stopped in between.
-    """
-    # With Redis, what is asked before the worker listens is lost.
-    inspect = site.app.control.inspect(destination=[worker.node], timeout=2)
-    wanted = [0, count]
-    deadline = time.monotonic() + DEADLINE
-    # In this order, or one that is on its way from here to there could be in neither.
-    while wanted != [
-        len(reply[worker.node]) if reply else None
-        for reply in (inspect.reserved(), inspect.active())
-    ]:
-        assert time.monotonic() < deadline
-
-
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_expired_and_revoked_requests_never_reach_the_body(pool, broker, backend, deploy):
     site = deploy("revoke_app", broker, backend)
@@ -93,7 +75,8 @@ def test_expired_and_revoked_requests_never_reach_the_body(pool, broker, backend
         gone = [pairs.s(i).stamp(customer="gone").apply_async() for i in (9, 10)]
         more = [pairs.delay(i) for i in (11, 12)]
         assert [call.get(timeout=30) for call in more] == [22, 24]
-        time.sleep(max(0, (moment - datetime.now(timezone.utc)).total_seconds() + 0.01))
+        # By then, a call for a later moment has been run.
+        site.module.last.apply_async(eta=moment + timedelta(seconds=0.1)).get(timeout=30)
         filling = double.delay(13)
         assert [call.get(timeout=30) for call in (kept, filling)] == [10, 26]
         ended = [expiring, stamped, revoked, terminated, *late, *gone]
@@ -103,7 +86,7 @@ def test_expired_and_revoked_requests_never_reach_the_body(pool, broker, backend
             assert call.state == "REVOKED"
         assert processes is None or processes_of(site, worker) == processes
         worker.wait_for_batches(6)
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     # The signal has told of each of them once, and it was on receipt for these two only.
     reports = {report["id"]: report for report in site.reports.of("revoked")}
     assert len(site.reports.of("revoked")) == 8
@@ -142,7 +125,7 @@ def test_a_request_revoked_while_its_batch_waits_for_a_process_is_left_out(broke
                 call.get(timeout=30)
             assert call.state == "REVOKED"
         assert processes_of(site, worker) == processes
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     assert [report["ids"] for report in site.reports.of("pairs")] == [[kept.id], [alone.id]]
     assert sorted(report["id"] for report in site.reports.of("revoked")) == sent(
         [revoked, terminated]
@@ -166,7 +149,7 @@ def test_terminating_a_running_request_ends_its_process_and_nothing_else(
             site.module.hang.s(i).stamp(number=str(i)).apply_async() for i in range(3)
         ]
         (hanging,) = site.reports.expect("hang")
-        wait_until_active(site, worker, 5)
+        site.wait_until_active(worker, 5)
         if how == "id":
             ask(control.revoke, worker, victim.id, terminate=True, signal="SIGKILL")
         else:
@@ -190,7 +173,7 @@ def test_terminating_a_running_request_ends_its_process_and_nothing_else(
         assert [call.get(timeout=30) for call in running] == [0, 2]
         later = [site.module.pairs.delay(i) for i in range(2)]
         assert [call.get(timeout=30) for call in later] == [0, 2]
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     (revoked,) = site.reports.of("revoked")
     assert revoked["id"] == victim.id
     assert revoked["terminated"]
@@ -208,13 +191,13 @@ def test_neighbours_of_a_terminated_request_run_again_if_the_broker_still_has_th
     with site.worker() as worker:
         before, victim, after = (site.module.hang_late.delay(i) for i in range(3))
         site.reports.expect("hang")
-        wait_until_active(site, worker, 3)
+        site.wait_until_active(worker, 3)
         ask(site.app.control.revoke, worker, victim.id, terminate=True, signal="SIGKILL")
         with pytest.raises(TaskRevokedError):
             victim.get(timeout=30)
         assert before.get(timeout=30) == 0
         assert after.get(timeout=30) == 4
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     first, *others = site.reports.of("hang")
     assert first["ids"] == [before.id, victim.id, after.id]
     assert sorted(i for report in others for i in report["ids"]) == sent([before, after])
@@ -235,7 +218,7 @@ def test_terminating_a_running_request_of_a_greenlet(how, redis_url, deploy):
             site.module.hang.s(i).stamp(number=str(i)).apply_async() for i in range(3)
         ]
         site.reports.expect("hang")
-        wait_until_active(site, worker, 3)
+        site.wait_until_active(worker, 3)
         control = site.app.control
         if how == "id":
             ask(control.revoke, worker, victim.id, terminate=True)
@@ -248,7 +231,7 @@ def test_terminating_a_running_request_of_a_greenlet(how, redis_url, deploy):
                 call.get(timeout=30)
         later = [site.module.pairs.delay(i) for i in range(2)]
         assert [call.get(timeout=30) for call in later] == [0, 2]
-        wait_until_active(site, worker, 0)
+        site.wait_until_active(worker, 0)
     assert [report["id"] for report in site.reports.of("revoked")] == [victim.id]
     assert [report["ids"] for report in site.reports.of("hang")] == [[call.id for call in calls]]
     assert site.messages_left() == 0

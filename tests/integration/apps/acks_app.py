@@ -1,12 +1,11 @@
 """Batch tasks whose requests tell what becomes of their messages."""
 
-import time
-
 from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 from celery.worker.request import Request
 from kombu import Exchange, Queue
+from reporting import hang as run_for_ever
 from reporting import report
 
 from celery_batches import Batches
@@ -98,7 +97,7 @@ def time_out(requests):
     for request in requests:
         report("ran", task="timed", id=request.id, redelivered=request.redelivered)
     if not all(request.redelivered for request in requests):
-        time.sleep(60)
+        run_for_ever()
 
 
 TIMED = {"base": Batches, "Request": ReportingRequest, "flush_every": 2, "flush_interval": 600}

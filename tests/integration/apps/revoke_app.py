@@ -1,8 +1,7 @@
 """Batch tasks whose requests are revoked or expire, while they wait or while they run."""
 
-import time
-
 from celery import Celery, signals
+from reporting import hang as run_for_ever
 from reporting import report
 
 from celery_batches import Batches
@@ -32,8 +31,8 @@ def run_or_hang(requests):
     """Hang, the first time that a message is delivered."""
     again = all(request.redelivered for request in requests)
     report("hang", ids=[request.id for request in requests], again=again)
-    while not again:
-        time.sleep(600)
+    if not again:
+        run_for_ever()
     settle(requests)
 
 
