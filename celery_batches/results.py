@@ -1,33 +1,31 @@
-"""Writes to the result backend, and sees what the body writes to it. Runs in the pool."""
+"""Writes to the result backend what became of a request, and sends what follows. In the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import update_wrapper
 from os import getpid
 from typing import Any
 
 from celery import canvas, states
-from celery._state import _task_stack
 from celery.exceptions import BackendGetMetaError
 from celery.utils.log import get_logger
 from celery.worker.state import successful_requests
-from kombu.exceptions import EncodeError
 
 from .compat import publish
-from .context import acting_as, describe, sendable
-from .outcomes import Kind, Outcome
-from .request import SimpleRequest, running_batch
+from .context import acting_as
+from .outcomes import Outcome
+from .request import SimpleRequest
 
 __all__ = (
     "deduplicates",
     "done_before",
+    "on_its_way",
+    "set_off",
     "store_done",
     "store_failure",
     "store_started",
     "stores_errors",
-    "watch",
 )
 
 logger = get_logger(__name__)
@@ -56,7 +54,7 @@ def done_before(task: Any, request: SimpleRequest) -> None:
             return
         if not meta.get("children"):
             # It was lost between its result and what was to follow.
-            with _on_its_way(task, request):
+            with on_its_way(task, request):
                 set_off(task, request, meta["result"])
     logger.info("%r was done before: it is not run again", request)
     request._settle(Outcome("repeated"))
@@ -77,9 +75,9 @@ def store_done(task: Any, request: SimpleRequest, value: Any, *, eager: bool) ->
         Exception: Whatever the result backend or the broker raises when it cannot be written to.
     """
     wanted = not request.ignore_result and (not eager or bool(task.store_eager_result))
-    with _on_its_way(task, request):
+    with on_its_way(task, request):
         set_off(task, request, value)
-        _original(task.backend, "mark_as_done")(request.id, value, request, store_result=wanted)
+        original(task.backend, "mark_as_done")(request.id, value, request, store_result=wanted)
 
 
 def store_failure(
@@ -90,8 +88,8 @@ def store_failure(
     Raises:
         Exception: Whatever the result backend raises when it cannot be written to.
     """
-    with _on_its_way(task, request):
-        _original(task.backend, "mark_as_failure")(
+    with on_its_way(task, request):
+        original(task.backend, "mark_as_failure")(
             request.id,
             exc,
             traceback,
@@ -108,7 +106,7 @@ def stores_errors(task: Any, request: SimpleRequest, *, eager: bool) -> bool:
     return not eager or bool(task.store_eager_result)
 
 
-def _on_its_way(task: Any, request: SimpleRequest) -> AbstractContextManager[Any]:
+def on_its_way(task: Any, request: SimpleRequest) -> AbstractContextManager[Any]:
     """Make the request the current one, if others hear of how it has ended: it is their parent."""
     return acting_as(task, request) if request._has_followers() else nullcontext()
 
@@ -145,95 +143,8 @@ def set_off(task: Any, request: SimpleRequest, value: Any) -> None:
     request._children = task.request.children
 
 
-def watch(backend: Any) -> None:
-    """See to it that each request knows what the body writes of it to the result backend.
-
-    The documented way to give a request its result is ``app.backend.mark_as_done(request.id,
-    value, request=request)``. A backend has no hook to be told of that, and it is the app that
-    makes it, so it is this one instance that gets methods of its own: they call Celery's, and see
-    to the rest of what the outcome of a request means. Without them a body that raises after
-    having marked some of its requests would turn these into failures, and what waits for a
-    request that was marked would never be sent.
-    """
-    for name, watched in {"mark_as_done": _MarkAsDone, "mark_as_failure": _MarkAsFailure}.items():
-        method = getattr(backend, name)
-        if not isinstance(method, _Watched):
-            setattr(backend, name, watched(method))
-
-
-def _original(backend: Any, name: str) -> Callable[..., Any]:
+def original(backend: Any, name: str) -> Callable[..., Any]:
+    """Return a method of the result backend as it is without `celery_batches.watch`."""
     method = getattr(backend, name)
-    original: Callable[..., Any] = method.mark if isinstance(method, _Watched) else method
-    return original
-
-
-class _Watched:
-    """A method of a result backend that concerns the batch, if it is about one of its requests."""
-
-    def __init__(self, mark: Callable[..., Any]) -> None:
-        self.mark = mark
-        update_wrapper(self, mark)
-
-    def __call__(self, task_id: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        given = [arg for arg in (*args, kwargs.get("request")) if isinstance(arg, SimpleRequest)]
-        request = given[0] if given else _current_requests().get(task_id)
-        if request is None or request._batch is None:
-            return self.mark(task_id, value, *args, **kwargs)
-        if not given and not args and not request.ignore_result:
-            # The idiom of old, without it: what the backend needs to know for RPC and chords.
-            kwargs["request"] = request
-        if request._outcome is not None:
-            logger.warning(
-                "%r is %s already: %s has no effect", request, request._outcome.kind, self.__name__
-            )
-            return None
-        try:
-            with _on_its_way(request._batch.task, request):
-                self.prepare(request, value)
-                returned = self.mark(task_id, value, *args, **kwargs)
-        except Exception as exc:
-            logger.error("Cannot see to how %r has ended: %r", request, exc, exc_info=True)
-            self.recover(request, value, exc)
-            return None
-        request._settle(Outcome(self.kind, value, written=True))
-        return returned
-
-    kind: Kind
-    __name__: str
-
-    def prepare(self, request: SimpleRequest, value: Any) -> None:
-        """Do what comes before the request is marked."""
-
-    def recover(self, request: SimpleRequest, value: Any, exc: Exception) -> None:
-        """Fail this request alone, as Celery does with what cannot be stored."""
-        batch, error = request._batch, sendable(exc)
-        try:
-            store_failure(batch.task, request, error, describe(error).traceback, eager=batch.eager)
-        except Exception:
-            raise exc from None
-        request._settle(Outcome("failed", error, written=True))
-
-
-class _MarkAsDone(_Watched):
-    kind = "done"
-
-    def prepare(self, request: SimpleRequest, value: Any) -> None:
-        set_off(request._batch.task, request, value)
-
-
-class _MarkAsFailure(_Watched):
-    kind = "failed"
-
-    def recover(self, request: SimpleRequest, value: Any, exc: Exception) -> None:
-        if isinstance(exc, EncodeError):
-            super().recover(request, value, exc)
-        else:
-            # It may be an errback that cannot be called: that is no reason to fail twice.
-            request._settle(Outcome("failed", value, written=True))
-
-
-def _current_requests() -> dict[str, SimpleRequest]:
-    """Return the requests of the batch that is being run, by id."""
-    task = _task_stack.top
-    batch = running_batch(task) if task else None
-    return {} if batch is None else batch.by_id
+    unwatched: Callable[..., Any] = getattr(method, "unwatched", method)
+    return unwatched

@@ -21,8 +21,9 @@ from .context import call_handler, current, custom_handlers, describe, sendable
 from .log import log_batch
 from .outcomes import UNMARKED, Outcome, decide
 from .request import BATCH, SimpleRequest
-from .results import deduplicates, done_before, store_started, watch
+from .results import deduplicates, done_before, store_started
 from .settle import Report, Settled, Settler
+from .watch import watch
 
 __all__ = ("BatchTrace", "apply_batches_task", "trace_batch")
 
