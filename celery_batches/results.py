@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from os import getpid
 from typing import Any
@@ -12,6 +11,7 @@ from celery.exceptions import BackendGetMetaError
 from celery.utils.log import get_logger
 from celery.worker.state import successful_requests
 
+from .bulk import State, original
 from .compat import publish
 from .context import acting_as
 from .outcomes import Outcome
@@ -22,10 +22,11 @@ __all__ = (
     "done_before",
     "on_its_way",
     "set_off",
+    "started",
     "store_done",
     "store_failure",
-    "store_started",
     "stores_errors",
+    "stores_results",
 )
 
 logger = get_logger(__name__)
@@ -60,30 +61,52 @@ def done_before(task: Any, request: SimpleRequest) -> None:
     request._settle(Outcome("repeated"))
 
 
-def store_started(task: Any, request: SimpleRequest, hostname: str, *, eager: bool) -> None:
-    """Record that a request runs, if ``track_started`` is on."""
-    if task.track_started and not eager and not request.ignore_result:
-        task.backend.store_result(
-            request.id, {"pid": getpid(), "hostname": hostname}, states.STARTED, request=request
-        )
+def started(task: Any, request: SimpleRequest, hostname: str, *, eager: bool) -> State | None:
+    """Return what is to be recorded of a request that runs, if ``track_started`` is on."""
+    if not task.track_started or eager or request.ignore_result:
+        return None
+    return State(request, {"pid": getpid(), "hostname": hostname}, states.STARTED)
 
 
-def store_done(task: Any, request: SimpleRequest, value: Any, *, eager: bool) -> None:
+def store_done(
+    task: Any, request: SimpleRequest, value: Any, *, eager: bool, stored: bool = False
+) -> None:
     """Record that a request is done, as Celery does for a task: callbacks, chain and chord go on.
+
+    Arguments:
+        task: The batch task.
+        request: The request.
+        value: Its result.
+        eager: Whether it is run eagerly.
+        stored: Whether its result is stored already: then all but that is done.
 
     Raises:
         Exception: Whatever the result backend or the broker raises when it cannot be written to.
     """
-    wanted = not request.ignore_result and (not eager or bool(task.store_eager_result))
+    wanted = not stored and stores_results(task, request, eager=eager)
     with on_its_way(task, request):
         set_off(task, request, value)
         original(task.backend, "mark_as_done")(request.id, value, request, store_result=wanted)
 
 
 def store_failure(
-    task: Any, request: SimpleRequest, exc: BaseException, traceback: str, *, eager: bool
+    task: Any,
+    request: SimpleRequest,
+    exc: BaseException,
+    traceback: str,
+    *,
+    eager: bool,
+    stored: bool = False,
 ) -> None:
     """Record that a request failed, as Celery does for a task: chord, chain and errbacks included.
+
+    Arguments:
+        task: The batch task.
+        request: The request.
+        exc: Why it failed.
+        traceback: Where.
+        eager: Whether it is run eagerly.
+        stored: Whether its failure is stored already: then all but that is done.
 
     Raises:
         Exception: Whatever the result backend raises when it cannot be written to.
@@ -94,9 +117,14 @@ def store_failure(
             exc,
             traceback,
             request=request,
-            store_result=stores_errors(task, request, eager=eager),
+            store_result=not stored and stores_errors(task, request, eager=eager),
             call_errbacks=True,
         )
+
+
+def stores_results(task: Any, request: SimpleRequest, *, eager: bool) -> bool:
+    """Whether the result backend is to hear of the result of the request."""
+    return not request.ignore_result and (not eager or bool(task.store_eager_result))
 
 
 def stores_errors(task: Any, request: SimpleRequest, *, eager: bool) -> bool:
@@ -141,10 +169,3 @@ def set_off(task: Any, request: SimpleRequest, value: Any) -> None:
         following = canvas.signature(chain[-1], app=app)
         publish(app, following.apply_async, (value,), chain=chain[:-1], **options)
     request._children = task.request.children
-
-
-def original(backend: Any, name: str) -> Callable[..., Any]:
-    """Return a method of the result backend as it is without `celery_batches.watch`."""
-    method = getattr(backend, name)
-    unwatched: Callable[..., Any] = getattr(method, "unwatched", method)
-    return unwatched

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,11 @@ from celery.exceptions import Reject, Retry
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
+from .bulk import State, store_at_once
 from .context import acting_as, call_handler, describe, sendable
 from .outcomes import Kind, Outcome
 from .request import SimpleRequest
-from .results import store_done, store_failure, stores_errors
+from .results import store_done, store_failure, stores_errors, stores_results
 
 __all__ = ("Report", "Settled", "Settler")
 
@@ -65,9 +66,33 @@ class Settler:
     handlers: frozenset[str] = frozenset()
     #: Why the retries of some requests have come to their end.
     exhausted: list[BaseException] = field(default_factory=list)
-    #: One for all requests with the same exception: it is sent to the main process once then.
-    _einfos: dict[tuple[str, int], Any] = field(default_factory=dict)
+    #: What was made of each exception, once for all requests that have it in common: it is sent to
+    #: the main process once then.
+    _made: dict[tuple[str, int], Any] = field(default_factory=dict)
     _unmarked_report: Report | None = None
+
+    def settle_all(
+        self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome]
+    ) -> Iterator[Settled]:
+        """Do what follows from each outcome, in order; store at once what can be."""
+        known = [self._state(*each) for each in zip(requests, outcomes, strict=True)]
+        stored = store_at_once(self.task.backend, known)
+        for request, outcome, done in zip(requests, outcomes, stored, strict=True):
+            yield self.settle(request, _stored(request, outcome) if done else outcome)
+
+    def _state(self, request: SimpleRequest, outcome: Outcome) -> State | None:
+        """Return what is to be stored of a request, if that is the first thing to do."""
+        if outcome.written or request._sets_off():
+            return None
+        try:
+            if outcome.kind == "done" and stores_results(self.task, request, eager=self.eager):
+                return State(request, outcome.value, states.SUCCESS)
+            if outcome.kind == "failed" and stores_errors(self.task, request, eager=self.eager):
+                exc = self._sendable(outcome.value)
+                return State(request, exc, states.FAILURE, self._einfo(exc).traceback)
+        except Exception as exc:
+            logger.debug("Cannot say what to store of %r: %r", request, exc)
+        return None
 
     def settle(self, request: SimpleRequest, outcome: Outcome) -> Settled:
         """Do what follows from the outcome; if that goes wrong, it is this request that fails."""
@@ -82,7 +107,7 @@ class Settler:
 
     def _done(self, request: SimpleRequest, outcome: Outcome) -> Settled:
         if not outcome.written:
-            store_done(self.task, request, outcome.value, eager=self.eager)
+            store_done(self.task, request, outcome.value, eager=self.eager, stored=outcome.stored)
         report = (False, saferepr(outcome.value, self.task.resultrepr_maxsize))
         return self._succeeded(request, Settled("done", outcome.value, report))
 
@@ -100,13 +125,12 @@ class Settler:
         return settled
 
     def _failed(self, request: SimpleRequest, outcome: Outcome) -> Settled:
-        exc: BaseException = outcome.value
-        if exc is not self.error:
-            exc = sendable(exc)
+        exc = self._sendable(outcome.value)
         einfo = self._einfo(exc)
         if not outcome.written:
+            how = {"eager": self.eager, "stored": outcome.stored}
             try:
-                store_failure(self.task, request, exc, einfo.traceback, eager=self.eager)
+                store_failure(self.task, request, exc, einfo.traceback, **how)
             except Exception as error:
                 logger.exception("Cannot store the failure of %r: %r", request, error)
         self._tell(request, "on_failure", (exc,), (einfo,))
@@ -163,6 +187,12 @@ class Settler:
         if handler in self.handlers:
             call_handler(self.task, request, handler, before, after, raises=self.eager)
 
+    def _sendable(self, exc: BaseException) -> BaseException:
+        if exc is self.error:
+            return exc
+        sent: BaseException = self._once("sent", exc, lambda: sendable(exc))
+        return sent
+
     def _einfo(self, exc: BaseException) -> Any:
         """Return the ``ExceptionInfo`` of what the body raised, or of another exception."""
         return self.einfo if exc is self.error else self._once("raised", exc, lambda: describe(exc))
@@ -189,7 +219,12 @@ class Settler:
 
     def _once(self, use: str, exc: BaseException | None, make: Callable[[], Any]) -> Any:
         key = use, id(exc)
-        if key not in self._einfos:
+        if key not in self._made:
             # With the exception, so that no other gets its id.
-            self._einfos[key] = make(), exc
-        return self._einfos[key][0]
+            self._made[key] = make(), exc
+        return self._made[key][0]
+
+
+def _stored(request: SimpleRequest, outcome: Outcome) -> Outcome:
+    """Note that the state of a done or failed request has been stored."""
+    return Outcome(outcome.kind, outcome.value, written=not request._has_followers(), stored=True)

@@ -104,7 +104,7 @@ def end(app: Any, ending: str, **options: Any) -> list[str]:
     task = app.task(name="unit.click", base=Batches, **options)(body_for(ending))
     messages = [protocol_2(app, id, task.name) for id in ("id-0", "id-1")]
     requests = [make_request(app, task, message) for message in messages]
-    job = BatchJob(task, requests, trigger="size", hostname="w@h", on_released=lambda: None)
+    job = BatchJob(task, requests, trigger="size", hostname="w@h")
     pool = Pool()
     if ending == "revoked":
         worker_state.revoked.update(("id-0", "id-1"))

@@ -1,0 +1,188 @@
+"""Acknowledging many messages at once where the transport can. Runs in the worker's main process.
+
+A request is still acknowledged by Celery's own ``Request.acknowledge``, which calls the ``on_ack``
+that it was made with: here a `BatchAck`. While a batch is told how it went, these are collected,
+and then done as one operation of the event loop instead of one for each message.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from struct import Struct
+from threading import local
+from typing import Any
+
+import amqp
+from kombu.message import Message
+from kombu.transport import virtual
+from vine import promise
+
+__all__ = ("BatchAck", "together")
+
+#: A method frame of AMQP 0-9-1 with ``basic.ack`` in it: type, channel, size of what follows up to
+#: the end, class, method, delivery tag, whether it is for all tags up to this one, end of frame.
+ACK_FRAME = Struct(">BHIHHQBB")
+
+
+class _Collection(local):
+    #: What is collected in this thread or greenlet, if anything is.
+    acks: list[BatchAck] | None = None
+
+
+_collection = _Collection()
+
+
+class BatchAck:
+    """What acknowledges the message of one request; with others of its batch, if it can.
+
+    Arguments:
+        ack: What Celery gives to the strategy for it: a promise to call ``message.ack_log_error``
+            when the event loop comes round to it.
+    """
+
+    __slots__ = ("_ack", "errors", "logger")
+
+    def __init__(self, ack: Any) -> None:
+        self._ack = ack
+
+    def __getattr__(self, name: str) -> Any:
+        # Whoever takes it for the promise, for example to add something with `then`.
+        return getattr(self._ack, name)
+
+    def __call__(self, logger: Any, errors: Any) -> Any:
+        """Acknowledge, or be acknowledged when all of the batch are."""
+        collected = _collection.acks
+        if collected is None or not self._is_plain():
+            return self._ack(logger, errors)
+        self.logger, self.errors = logger, errors
+        collected.append(self)
+        return None
+
+    def _is_plain(self) -> bool:
+        """Whether nobody waits for it, as Celery does to restore the prefetch count."""
+        ack = self._ack
+        return isinstance(ack, promise) and len(ack.args) == 1 and not any(ack.listeners)
+
+    @property
+    def soon(self) -> Callable[..., Any]:
+        """Celery's way to have something done by the thread that may talk to the broker."""
+        soon: Callable[..., Any] = self._ack.fun
+        return soon
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether an event loop does that, on one thread for all that is said to the broker."""
+        return getattr(getattr(self.soon, "__self__", None), "hub", None) is not None
+
+    @property
+    def message(self) -> Any:
+        """The message, if it is that which is to be acknowledged."""
+        return getattr(self._ack.args[0], "__self__", None)
+
+    def alone(self) -> None:
+        """Do what Celery does: errors of the connection are logged."""
+        self._ack.args[0](self.logger, self.errors)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Collect what is acknowledged by this thread or greenlet, and then do it at once."""
+    if _collection.acks is not None:
+        yield
+        return
+    acks = _collection.acks = []
+    try:
+        yield
+    finally:
+        _collection.acks = None
+        if acks:
+            acks[0].soon(_acknowledge, acks)
+
+
+def _acknowledge(acks: Sequence[BatchAck]) -> None:
+    """Acknowledge messages, in order; what fails is delivered again, as always.
+
+    Raises:
+        Exception: The first that kombu raises instead of logging it. It does not keep the others
+            from being acknowledged, unless it says that the connection is gone.
+    """
+    error: Exception | None = None
+    for channel, group in groupby(acks, key=lambda ack: getattr(ack.message, "channel", None)):
+        for ack in _remaining(channel, list(group)):
+            try:
+                ack.alone()
+            except OSError:
+                raise
+            except Exception as exc:
+                error = error or exc
+    if error is not None:
+        raise error
+
+
+def _remaining(channel: Any, acks: Sequence[BatchAck]) -> Sequence[BatchAck]:
+    """Acknowledge all that can be done at once on this channel; return the others."""
+    at_once = _way_of(channel, has_loop=acks[0].has_loop)
+    messages = [ack.message for ack in acks]
+    if at_once is None or not all(_is_common(channel, message) for message in messages):
+        return acks
+    try:
+        at_once(channel, [message.delivery_tag for message in messages])
+    except Exception:
+        # Each by itself, then, so that it is for Celery to say what has failed.
+        return acks
+    for message in messages:
+        # There is no other way to tell kombu's message that it has been acknowledged.
+        message._state = "ACK"
+    return ()
+
+
+def _way_of(channel: Any, *, has_loop: bool) -> Callable[[Any, Sequence[Any]], None] | None:
+    """Return what acknowledges several messages of this channel at once, if something does.
+
+    Only for channels that are open, and in which nobody has changed how they acknowledge.
+    """
+    if isinstance(channel, amqp.Channel):
+        # Without an event loop, other greenlets may be writing to the same connection.
+        plain = type(channel).basic_ack is amqp.Channel.basic_ack
+        # Without a connection, kombu would make one.
+        is_open = channel.connection is not None and channel.connection.connected
+        return _write_frames if plain and has_loop and is_open else None
+    # Without Redis it cannot be imported; with it, it has been.
+    redis = sys.modules.get("kombu.transport.redis")
+    if redis is not None and isinstance(channel, redis.Channel):
+        plain = type(channel).basic_ack is virtual.Channel.basic_ack and not channel.closed
+        return _remove_from_redis if plain and type(channel.qos).ack is redis.QoS.ack else None
+    return None
+
+
+def _is_common(channel: Any, message: Any) -> bool:
+    """Whether kombu would have the channel acknowledge this message, and do nothing else."""
+    return (
+        type(message).ack is Message.ack
+        and type(message).ack_log_error is Message.ack_log_error
+        and not message.acknowledged
+        and message.delivery_info.get("consumer_tag") not in (channel.no_ack_consumers or ())
+    )
+
+
+def _remove_from_redis(channel: Any, tags: Sequence[str]) -> None:
+    """Do for all these messages what ``QoS.ack`` does in one transaction for each."""
+    qos = channel.qos
+    with qos.pipe_or_acquire() as pipe:
+        pipe.zrem(qos.unacked_index_key, *tags).hdel(qos.unacked_key, *tags).execute()
+    for tag in tags:
+        virtual.QoS.ack(qos, tag)
+
+
+def _write_frames(channel: Any, tags: Sequence[int]) -> None:
+    """Write one ``basic.ack`` for each of these messages, all at once.
+
+    Not one for all up to the last: that would also acknowledge what else is on its way.
+    """
+    number, connection = channel.channel_id, channel.connection
+    frames = [ACK_FRAME.pack(1, number, 13, *amqp.spec.Basic.Ack, tag, 0, 0xCE) for tag in tags]
+    connection.transport.write(b"".join(frames))
+    connection.bytes_sent += len(frames)
