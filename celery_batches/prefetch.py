@@ -1,80 +1,250 @@
-"""How many messages the broker may deliver ahead of a batch task. Runs in the main process.
+"""How many messages the broker may deliver ahead. Runs in the worker's main process.
 
-A batch counts as one task against ``worker_prefetch_multiplier``: the broker may deliver as many
-more messages as the buffer and the batches on their way hold beyond that one. It is told of whole
-batches, never of single messages, since on AMQP each change is a round trip.
+A batch counts as one task against ``worker_prefetch_multiplier``, whose product with the number of
+processes is the worker's budget. Beyond it there is room for
+
+* one whole batch of each task that is filling one, and
+* the other members of the batches on their way, of at most as many batches as the budget says.
+
+So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most, and a task
+that nothing comes in for takes no room. The broker is told of whole batches, never of single
+messages, since on AMQP each change is a round trip.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice
+from threading import RLock
+from types import MethodType
 from typing import Any
 
-from kombu.common import PREFETCH_COUNT_MAX
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from kombu.common import PREFETCH_COUNT_MAX, QoS
 
-__all__ = ("PrefetchRoom",)
+__all__ = (
+    "Charge",
+    "Prefetch",
+    "PrefetchRoom",
+    "count_batches_as_one",
+    "prefetch_of",
+    "warn_of_prefetch_limit",
+)
+
+logger = get_logger(__name__)
+
+#: How often the broker is told in a row, if each time messages come in meanwhile.
+ROUNDS = 100
+
+TOO_MANY = (
+    "Task %s: flush_every is %d, and a broker can be told to deliver at most %d messages ahead: "
+    "batches will be flushed by flush_interval only. Lower flush_every, or set "
+    "worker_prefetch_multiplier = 0 (no limit)."
+)
+
+
+class Charge:
+    """A batch on its way, which the budget is charged one task for.
+
+    Arguments:
+        prefetch: The counter that is charged: that of the connection which its messages came on.
+        size: The number of its members.
+    """
+
+    __slots__ = ("_prefetch", "size")
+
+    def __init__(self, prefetch: Prefetch, size: int) -> None:
+        self._prefetch = prefetch
+        self.size = size
+
+    def refund(self) -> None:
+        """The broker counts the members of the batch no more. Again does nothing."""
+        self._prefetch.refund(self)
+
+    def finish(self) -> None:
+        """The batch has ended, and with it what it is charged for. Again does nothing."""
+        self._prefetch.finish(self)
+
+
+class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
+    """Celery's counter of one connection, ``consumer.qos``, with room for batches on top of it.
+
+    Its ``value`` stays Celery's alone: what grows and shrinks with the pool, with the messages that
+    wait for their ETA, and after a reconnect. The room is added when the broker is told.
+
+    Arguments:
+        counter: The counter that Celery has made for the connection.
+        budget: Returns how many tasks the worker may hold, 0 meaning that there is no limit.
+        wake: Has the event loop come round soon.
+    """
+
+    def __init__(
+        self, counter: QoS, budget: Callable[[], int], wake: Callable[[], Any] = lambda: None
+    ) -> None:
+        super().__init__(counter.callback, counter.value)
+        # `worker_eta_task_limit`, in Kombu 5.5 and newer: no limit for batches.
+        self.max_prefetch = getattr(counter, "max_prefetch", None)
+        self._budget = budget
+        self._wake = wake
+        # Not kombu's own: Celery replaces that by one that locks nothing, and it would be held
+        # while the broker is told. Then more messages may come in, and with gevent wait until a
+        # batch has ended. It can be taken again: a signal handler that stops the pool has
+        # callbacks run.
+        self._lock = RLock()
+        self._told: int | None = None
+        self._filling = 0
+        #: The batches on their way, in the order in which they were sent.
+        self._charges: dict[Charge, int] = {}
+        #: Batches that have not ended, acknowledged or not.
+        self._unfinished: set[Charge] = set()
+
+    @property
+    def total(self) -> int:
+        """What the broker may deliver, 0 meaning that there is no limit.
+
+        AMQP's prefetch count has 16 bits; kombu would let the broker deliver all it has beyond.
+        """
+        value = int(self.value)
+        if not 0 < value < PREFETCH_COUNT_MAX:
+            return value
+        with self._lock:
+            # Batches beyond the budget use up the room that there is.
+            on_their_way = sum(islice(self._charges.values(), self._budget()))
+            return min(value + self._filling + on_their_way, int(PREFETCH_COUNT_MAX))
+
+    def set(self, pcount: int) -> int:
+        """Tell the broker, if that is news. As in kombu, ``prev`` is what it was set to last.
+
+        On AMQP, messages may come in before the broker's answer, and with that there may be nothing
+        left to read that would have the event loop come round to tell the broker what they need.
+        """
+        with self._mutex:
+            for _ in range(ROUNDS):
+                if self._tell():
+                    return pcount
+        # There are more and more. Others want to be heard as well.
+        self._wake()
+        return pcount
+
+    def _tell(self) -> bool:
+        """Tell the broker; return whether it knows all then."""
+        self.prev = self._told
+        self._told = super().set(self.total)
+        with self._lock:
+            value = self.value
+            told: bool = self._told == self.total
+            self.prev = value if told else None
+        return told
+
+    def make_room(self, messages: int) -> None:
+        """Let the broker deliver that many more, or fewer if it is negative."""
+        with self._lock:
+            self._filling += messages
+            self.prev = None  # So that the event loop tells the broker.
+
+    def charge(self, size: int) -> Charge:
+        """Charge a batch that is sent to the pool as one task."""
+        charge = Charge(self, size)
+        with self._lock:
+            self._unfinished.add(charge)
+            self._charges[charge] = size - 1
+            self.prev = None
+        return charge
+
+    def refund(self, charge: Charge) -> None:
+        """See `Charge.refund`."""
+        with self._lock:
+            self._charges.pop(charge, None)
+            self.prev = None
+
+    def finish(self, charge: Charge) -> None:
+        """See `Charge.finish`."""
+        self.refund(charge)
+        with self._lock:
+            self._unfinished.discard(charge)
+
+    def busy(self, reserved: int, buffered: int) -> int:
+        """Return how many tasks the worker has taken in that have not ended, a batch being one.
+
+        Arguments:
+            reserved: The requests that it has taken in.
+            buffered: Those among them that are not in a batch yet: they count for nothing, or two
+                batch tasks that share one process would not let each other fill.
+        """
+        with self._lock:
+            members = sum(charge.size for charge in self._unfinished)
+            return max(0, reserved - buffered - members) + len(self._unfinished)
 
 
 class PrefetchRoom:
-    """The messages that one batch task may hold above the consumer's prefetch count.
+    """The room that one batch task has for the batch that it fills.
 
     Arguments:
-        consumer: The worker's consumer; its ``qos`` is Celery's own counter, which leaves a count
-            of 0 (no limit) alone and tells the broker when the event loop comes round to it.
+        consumer: The worker's consumer.
         flush_every: The number of messages in a full batch.
     """
 
-    __slots__ = ("_consumer", "_flush_every", "_opened", "_qos")
+    __slots__ = ("_consumer", "_flush_every", "_messages", "_prefetch")
 
     def __init__(self, consumer: Any, flush_every: int) -> None:
         self._consumer = consumer
         self._flush_every = flush_every
-        self._qos: Any = None
-        self._opened = 0
+        self._prefetch: Prefetch | None = None
+        self._messages = 0
 
     def open(self, batches: int = 1) -> None:
-        """Make room for the batch that is being filled. The consumer must have its ``qos``.
+        """Make room for a batch, unless there is room already.
 
         Arguments:
             batches: For how many there is to be room: more than one where the broker cannot be told
                 of more later.
         """
-        if self._qos is None:
-            self._qos = self._consumer.qos
-            self._opened = _grow(self._qos, self._flush_every * batches)
+        # A batch of one is an ordinary task to the budget.
+        if self._prefetch is None and self._flush_every > 1:
+            self._prefetch = prefetch_of(self._consumer)
+            if self._prefetch is not None:
+                self._messages = self._flush_every * batches
+                self._prefetch.make_room(self._messages)
 
     def close(self) -> None:
-        """Give that room back."""
-        qos, self._qos = self._qos, None
-        if qos is not None:
-            _shrink(qos, self._opened)
-
-    def take(self, size: int) -> Any:
-        """Make room for a batch on its way, which is charged as one; return it for `give_back`."""
-        if self._qos is None or size <= 1:
-            return self._qos, 0
-        return self._qos, _grow(self._qos, size - 1)
-
-    @staticmethod
-    def give_back(room: Any) -> None:
-        """Its messages are acknowledged: the broker no longer counts them."""
-        qos, extra = room
-        if qos is not None and extra > 0:
-            _shrink(qos, extra)
+        """Give that room back, if there is any."""
+        prefetch, self._prefetch = self._prefetch, None
+        if prefetch is not None:
+            prefetch.make_room(-self._messages)
 
 
-def _grow(qos: Any, count: int) -> int:
-    """Let the broker deliver that many more, or as many as it can be told; return how many."""
-    # AMQP's prefetch count has 16 bits; kombu would let the broker deliver all it has beyond that.
-    count = max(0, min(count, PREFETCH_COUNT_MAX - qos.value))
-    if count:
-        # `worker_eta_task_limit` is a limit for what waits for its ETA, not for batches.
-        if getattr(qos, "max_prefetch", None) is not None:
-            qos.max_prefetch += count
-        qos.increment_eventually(count)
-    return count
+def prefetch_of(consumer: Any) -> Prefetch | None:
+    """Return the consumer's counter, if it is one that has room for batches."""
+    return consumer.qos if isinstance(consumer.qos, Prefetch) else None
 
 
-def _shrink(qos: Any, count: int) -> None:
-    if getattr(qos, "max_prefetch", None) is not None:
-        qos.max_prefetch -= count
-    qos.decrement_eventually(count)
+def warn_of_prefetch_limit(task: Any, budget: int) -> None:
+    """Warn if a batch of the task cannot fill, since no broker delivers so many messages ahead."""
+    if budget and task.flush_every > PREFETCH_COUNT_MAX:
+        logger.warning(TOO_MANY, task.name, task.flush_every, PREFETCH_COUNT_MAX)
+
+
+def count_batches_as_one(consumer: Any, buffered: Callable[[], int]) -> None:
+    """Have ``worker_disable_prefetch`` count a batch as one task, like the prefetch budget does.
+
+    Celery's check is an attribute that it gives to the channel's QoS (``worker.consumer.tasks``).
+    It counts single requests, and would not let a batch grow beyond the number of processes. There
+    is no other place to say so: the limit is Celery's, what it is compared with is ours.
+
+    Arguments:
+        consumer: The worker's consumer.
+        buffered: Returns how many requests are in buffers.
+    """
+    qos = consumer.task_consumer.channel.qos
+    prefetch = prefetch_of(consumer)
+
+    def can_consume(self: Any) -> bool:
+        limit = getattr(consumer.controller, "max_concurrency", None) or consumer.pool.num_processes
+        if prefetch is not None:
+            busy = prefetch.busy(len(worker_state.reserved_requests), buffered())
+            if busy >= limit:
+                return False
+        return bool(type(self).can_consume(self))
+
+    qos.can_consume = MethodType(can_consume, qos)

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
-__all__ = ("warn_of_visibility_timeout",)
+__all__ = ("warn_of_eta", "warn_of_visibility_timeout")
 
 logger = get_logger(__name__)
 
@@ -16,6 +16,12 @@ TOO_LATE = (
     "acknowledged within its visibility_timeout of %gs: calls would run twice. A call waits "
     "unacknowledged for its ETA, then for its batch to fill%s. Lower flush_interval, or set for "
     "example broker_transport_options = {'visibility_timeout': %d}."
+)
+ETA_TOO_LATE = (
+    "Task %s: a call with an ETA waits for %gs, and up to %gs more for its batch to fill, but the "
+    "broker delivers a message again that is not acknowledged within its visibility_timeout of "
+    "%gs: such calls would run twice. Use shorter ETAs, or set for example "
+    "broker_transport_options = {'visibility_timeout': %d}. (Said once for each connection.)"
 )
 
 
@@ -28,11 +34,29 @@ def warn_of_visibility_timeout(task: Any, channel: Any) -> None:
         task: The batch task.
         channel: The channel that its messages come on.
     """
-    timeout = getattr(channel, "visibility_timeout", None)
-    if not isinstance(timeout, Real) or isinstance(timeout, bool):
-        return
+    timeout = _visibility_timeout(channel)
     interval = task.flush_interval_seconds
-    if interval >= timeout:
+    if timeout is not None and interval >= timeout:
         late = ", and with acks_late for the batch to end" if task.acks_late else ""
         wanted = max(3600, round(2 * interval))
         logger.warning(TOO_LATE, task.name, interval, timeout, late, wanted)
+
+
+def warn_of_eta(task: Any, channel: Any, wait: float) -> bool:
+    """Warn if a call that waits so many seconds for its ETA, and then for its batch, is too late.
+
+    Returns:
+        Whether it is.
+    """
+    timeout = _visibility_timeout(channel)
+    interval = task.flush_interval_seconds
+    if timeout is None or wait + interval < timeout:
+        return False
+    wanted = max(3600, round(2 * (wait + interval)))
+    logger.warning(ETA_TOO_LATE, task.name, round(wait, 1), interval, timeout, wanted)
+    return True
+
+
+def _visibility_timeout(channel: Any) -> float | None:
+    timeout = getattr(channel, "visibility_timeout", None)
+    return float(timeout) if isinstance(timeout, Real) and not isinstance(timeout, bool) else None

@@ -22,15 +22,16 @@ def send(site, calls):
         {"by_100": 500},
         {"by_1000": 3000},
         {"late": 500},
-        {"third_0": 300, "third_1": 300, "third_2": 300},
+        *({f"{size}_{n}": 3 * size for n in range(3)} for size in (10, 100, 1000)),
     ],
-    ids=["10", "100", "1000", "late", "three"],
+    ids=["10", "100", "1000", "late", "three of 10", "three of 100", "three of 1000"],
 )
 def test_batches_fill_under_default_settings(calls, broker, deploy):
     site = deploy("filling_app", broker)
     send(site, calls)
     with site.worker() as worker:
         batches = worker.wait_for_batches(sum(calls.values()))
+        site.wait_until_active(worker, 0)
     sizes = Counter((batch["name"], int(batch["size"])) for batch in batches)
     expected = {}
     for name, count in calls.items():
@@ -50,5 +51,6 @@ def test_batches_fill_from_a_quorum_queue(name, rabbitmq_url, deploy):
     send(site, {name: 600})
     with site.worker() as worker:
         batches = worker.wait_for_batches(600)
+        site.wait_until_active(worker, 0)
         assert "Prefetch count is now static" in worker.text
     assert {int(batch["size"]) for batch in batches} == {100}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from unit.support import FakeConsumer
+from unit.support import Channel, FakeConsumer, protocol_2
 
 from celery_batches import Batches
 from celery_batches.strategy import BatchesStep
@@ -45,6 +45,22 @@ def test_acks_late_counts_the_run(app: Any, caplog: pytest.LogCaptureFixture) ->
     task = make(app, flush_interval=60, acks_late=True)
     warn_of_visibility_timeout(task, SimpleNamespace(visibility_timeout=10))
     assert "with acks_late for the batch to end" in caplog.text
+
+
+def test_an_eta_that_is_too_late(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A call whose ETA and interval together reach the time-out is warned of once, with a fix."""
+    consumer = FakeConsumer(app)
+    task = make(app, flush_interval=60)
+    strategy = task.Strategy(task, app, consumer).__self__
+    channel = Channel()
+    for countdown, warnings in ((30, 0), (50, 1), (70, 1)):
+        message = protocol_2(app, "id", task.name, channel=channel, countdown=countdown)
+        channel.visibility_timeout = 100  # type: ignore[attr-defined]
+        strategy.on_message(message, None, message.ack, message.reject, [])
+        assert len(consumer.timer.armed) == countdown // 20
+        assert len(caplog.records) == warnings
+    for part in ("unit.slow", "60s", "100s", "'visibility_timeout': 3600"):
+        assert part in caplog.records[0].getMessage()
 
 
 def test_the_worker_warns_when_it_starts(app: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Batch tasks of three sizes, an ordinary one, and three that share a worker."""
+"""Batch tasks of three sizes, one of each and three of each."""
 
 from celery import Celery
 
@@ -13,12 +13,11 @@ for size in (10, 100, 1000):
     def by_size(requests):
         return len(requests)
 
+    for number in range(3):
 
-for number in range(3):
-
-    @app.task(base=Batches, name=f"third_{number}", flush_every=100, flush_interval=600)
-    def third(requests):
-        return len(requests)
+        @app.task(base=Batches, name=f"{size}_{number}", flush_every=size, flush_interval=600)
+        def one_of_three(requests):
+            return len(requests)
 
 
 @app.task(base=Batches, name="late", flush_every=100, flush_interval=600, acks_late=True)

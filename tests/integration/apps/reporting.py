@@ -11,7 +11,9 @@ PATH = os.environ["REPORTS"]
 def report(event, **facts):
     facts = {"event": event, "pid": os.getpid(), **facts}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.sendto(json.dumps(facts, default=repr).encode(), PATH)
+        data = json.dumps(facts, default=repr).encode()
+        while not sender.sendto(data, PATH):
+            pass  # There are too many for now. With gevent that is no error.
 
 
 def hang():
