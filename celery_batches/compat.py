@@ -11,6 +11,7 @@ from celery.result import EagerResult
 
 __all__ = (
     "TIMEOUT_IS_FAILURE",
+    "disables_prefetch",
     "eager_result",
     "has_static_prefetch",
     "is_pydantic",
@@ -65,3 +66,9 @@ def has_static_prefetch(consumer: Any) -> bool:
         return False
     wanted = consumer.app.conf.worker_detect_quorum_queues
     return bool(wanted and detect_quorum_queues(consumer.app, "amqp")[0])
+
+
+def disables_prefetch(consumer: Any) -> bool:
+    """Whether the worker takes in only what a process is free for: on Redis, Celery 5.6 and up."""
+    wanted = consumer.app.conf.get("worker_disable_prefetch", False)
+    return bool(wanted) and consumer.connection.transport.driver_type == "redis"

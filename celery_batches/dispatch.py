@@ -7,18 +7,27 @@ told to each member by the callbacks of Celery's own ``Request``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 from weakref import ref
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
-from celery.exceptions import TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import (
+    InvalidTaskError,
+    TaskRevokedError,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 from kombu.utils.uuid import uuid
 
+from .acks import together
 from .compat import TIMEOUT_IS_FAILURE
+from .prefetch import Charge
 from .request import SimpleRequest
 from .trace import trace_batch
 
@@ -35,7 +44,9 @@ class BatchJob:
         requests: The ``celery.worker.request.Request`` of each member.
         trigger: Why the batch was flushed.
         hostname: Node name of the worker.
-        on_released: Called once, when the broker counts none of the members any more.
+        drop: Called at the last moment, with the members that would run. Returns whether it has let
+            them go, since their connection is over.
+        charge: What the prefetch budget is charged for it, if it has room for batches.
         body_args: Positional arguments for the body, if not just the members.
     """
 
@@ -46,7 +57,8 @@ class BatchJob:
         *,
         trigger: str,
         hostname: str,
-        on_released: Callable[[], None],
+        drop: Callable[[Sequence[Any]], bool] | None = None,
+        charge: Charge | None = None,
         body_args: tuple[Any, ...] | None = None,
     ) -> None:
         self.id: str = uuid()
@@ -54,19 +66,31 @@ class BatchJob:
         self.requests = requests
         self.trigger = trigger
         self.hostname = hostname
-        self._on_released: Callable[[], None] | None = on_released
+        self._drop = drop
+        self._charge = charge
         self._body_args = body_args
+        #: What the pool holds while the batch waits there, unless the pool has processes.
+        self._members: list[SimpleRequest] = []
+        self._lock = Lock()
+        self._accepted = False
+        #: Whether its greenlet has come to its end, and whether Celery has brought that about.
+        self._killed = self._terminated = False
+        #: A weak reference to what the pool returned.
+        self._result: Any = None
 
     def execute_using_pool(self, pool: Any, **_: Any) -> Any:
         """Send the batch to the pool, without the members that were revoked or have expired.
 
         Raises:
-            celery.exceptions.TaskRevokedError: If no member is left.
+            celery.exceptions.TaskRevokedError: If no member is left, or their connection is over.
         """
-        members = self._take_members()
-        if not members:
-            self._release()
+        members = self._members = self._take_members()
+        if not members or (self._drop is not None and self._drop(self.requests)):
+            self._finish()
             raise TaskRevokedError(self.id)
+        for request in self.requests:
+            # `Request.terminate` and `Request.cancel` end with a call of its `terminate`.
+            request._apply_result = ref(self)
         hard, soft = self._batch_limits(pool)
         result = pool.apply_async(
             trace_batch,
@@ -79,10 +103,11 @@ class BatchJob:
             timeout=hard,
             correlation_id=self.id,
         )
+        self._result = None if result is None else ref(result)
         if result is not None:
+            signalled: dict[int, set[str]] = {}
             for request in self.requests:
-                # Where `Request.terminate` looks for the pool's handle.
-                request._apply_result = ref(result)
+                request.signalled = signalled
         return result
 
     def _batch_limits(self, pool: Any) -> tuple[float | None, float | None]:
@@ -94,6 +119,7 @@ class BatchJob:
             _tightest(soft, self.task.soft_time_limit or defaults.get("soft_timeout")),
         )
 
+    @together()
     def _take_members(self) -> list[SimpleRequest]:
         """Return what the body is given, and keep just the requests that it stands for."""
         requests, members = [], []
@@ -111,17 +137,37 @@ class BatchJob:
         return members
 
     def _refuse(self, request: Any, exc: Exception) -> None:
-        """Reject a request whose headers make no sense, and tell its caller."""
-        logger.error("Cannot run %s in a batch: %r", request.humaninfo(), exc)
+        """Reject a request whose headers make no sense, and tell its caller and the log."""
+        reason = InvalidTaskError(f"Cannot run {request.humaninfo()} in a batch: {exc!r}")
+        reason.__cause__ = exc
         request.reject(requeue=False)
-        self._tell_one(request.on_failure, ExceptionInfo())
+        # Celery logs what it is told.
+        self._tell_one(request.on_failure, _einfo(reason))
 
+    def drop(self) -> None:
+        """Do not run the batch if it still waits: with its connection, the messages have gone back.
+
+        Celery empties its own queues then, but not those inside of a pool of threads or greenlets.
+        """
+        with self._lock:
+            if self._accepted:
+                return
+            dropped, self.requests = self.requests, ()
+            self._members.clear()
+        for request in dropped:
+            worker_state.task_ready(request)
+        self._finish()
+
+    @together()
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool has started on the batch."""
+        with self._lock:
+            self._accepted = True
         self._tell(lambda request: request.on_accepted(pid, time_accepted))
-        if not self.task.acks_late:
-            self._release()
+        if self._charge is not None and not self.task.acks_late:
+            self._charge.refund()
 
+    @together()
     def on_success(self, returned: Any, **_: Any) -> None:
         """The pool is done with the batch.
 
@@ -132,6 +178,8 @@ class BatchJob:
         """
         if isinstance(returned, ExceptionInfo):
             return self.on_failure(returned)
+        if not self.requests:
+            return  # It was dropped, too late for the process that ran it.
         _, reports, runtime = returned
         if reports is None:
             return self._on_killed()
@@ -140,15 +188,16 @@ class BatchJob:
                 # A pool without processes has not pickled it, which would have unwrapped it.
                 retval.exception = retval.exception.exc
             self._tell_one(request.on_success, (failed, retval, runtime))
-        self._release()
+        self._finish()
 
+    @together()
     def on_failure(self, exc_info: Any) -> None:
         """The pool could not run the batch, or lost the process that did."""
+        if not self.requests:
+            return
         exc = _exception_of(exc_info)
         if isinstance(exc, Terminated | SystemExit) and any(map(_is_ended, self.requests)):
-            for request in filter(_is_ended, self.requests):
-                self._tell_one(request.on_failure, _einfo(Terminated("revoked")))
-            self._leave_behind()
+            self._on_terminated()
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             lost = WorkerLostError(f"Worker exited prematurely: {exc!r}.")
             self._on_lost(_einfo(lost), self.requests)
@@ -164,17 +213,45 @@ class BatchJob:
             self._on_lost(exc_info, self.requests)
         else:
             self._tell(lambda request: request.on_failure(exc_info))
-        self._release()
+        self._finish()
+
+    def terminate(self, signum: int) -> None:
+        """Tell the pool that it was on purpose: Celery has terminated or cancelled a member."""
+        result = self._result and self._result()
+        if result is not None:
+            result.terminate(signum)
+        self._terminated = True
+        self._settle_killed()
 
     def _on_killed(self) -> None:
-        """A greenlet was killed, for the sake of a member that will be told by who does that."""
-        if any(map(_is_ended, self.requests)):
-            for request in filter(_is_ended, self.requests):
+        """A greenlet was killed, for the sake of members that Celery tells itself.
+
+        It is in the middle of that, or has done it: gevent does not wait for a greenlet to end.
+        """
+        if self._terminated or self.task.acks_late or any(map(_is_ended, self.requests)):
+            self._killed = True
+            for request in self.requests:
                 worker_state.task_ready(request)
-            self._leave_behind()
-            self._release()
+                request.batch_job = self  # The pool has forgotten it.
+            self._finish()
+            self._settle_killed()
         else:
             self.on_failure(_einfo(Terminated("killed")))
+
+    def _settle_killed(self) -> None:
+        """Tell the other members, once the greenlet is gone and Celery has told the first."""
+        # On a lost connection, Celery cancels all of them, one after the other.
+        cancelled = any(request._already_cancelled for request in self.requests)
+        if self._killed and self._terminated and not cancelled:
+            self._on_terminated()
+
+    def _on_terminated(self) -> None:
+        """Tell the members that were revoked. For the others, the process was lost."""
+        for request in filter(_is_ended, self.requests):
+            self._tell_one(request.on_failure, _einfo(Terminated("revoked")))
+            # Celery would announce it again if it was about to terminate this one too.
+            request.time_start = None
+        self._leave_behind()
 
     def _leave_behind(self) -> None:
         """Some members were revoked or cancelled: for the others, the process was lost."""
@@ -196,6 +273,7 @@ class BatchJob:
             # All that Celery does not do then is to log it once more.
             self._tell_one(lambda lost: lost.on_failure(exc_info, return_ok=True), request)
 
+    @together()
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """The batch has reached a time limit."""
         if soft:
@@ -211,7 +289,7 @@ class BatchJob:
             if not soft or type(request).on_timeout is not Request.on_timeout:
                 self._tell_one(lambda one: one.on_timeout(soft, timeout), request)
         if not soft:
-            self._release()
+            self._finish()
 
     def _tell(self, callback: Callable[[Any], Any]) -> None:
         for request in self.requests:
@@ -224,10 +302,9 @@ class BatchJob:
         except Exception as exc:
             logger.exception("Batch %s[%s]: %r", self.task.name, self.id, exc)
 
-    def _release(self) -> None:
-        on_released, self._on_released = self._on_released, None
-        if on_released is not None:
-            on_released()
+    def _finish(self) -> None:
+        if self._charge is not None:
+            self._charge.finish()
 
 
 def _time_limits(request: Any) -> tuple[float | None, float | None]:

@@ -11,8 +11,7 @@ from celery.utils.functional import maybe_list
 from celery.utils.nodenames import gethostname
 
 from .compat import eager_result
-from .packing import PACKED
-from .request import SimpleRequest
+from .request import CONTEXT_KEYS, SimpleRequest
 from .trace import BatchTrace
 
 __all__ = ("apply_eagerly",)
@@ -28,7 +27,7 @@ STATES = {
 }
 
 #: The calling options that a call's context keeps.
-EAGER_KEYS = PACKED | {"headers"}
+EAGER_KEYS = CONTEXT_KEYS | {"headers"}
 
 
 def apply_eagerly(

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Collection, Mapping
+from math import isfinite
+from numbers import Real
 from typing import Any
+from uuid import UUID
 
 from celery.exceptions import InvalidTaskError
+from kombu.exceptions import EncodeError
 
-__all__ = ("check_message",)
+__all__ = ("NONSENSE", "check_message")
+
+#: What a message with nonsense in it makes Celery's own code raise.
+NONSENSE = (
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    EncodeError,
+)
+
+#: As many opening brackets as this cannot nest too deeply.
+FEW_BRACKETS = 200
+
+NESTING = frozenset({list, tuple, dict})
+
+#: The limits of a call that has none.
+NO_LIMITS: tuple[Any, ...] = ([None, None], (None, None))
+
+#: Levels of nesting for what encloses a request on its way to the pool, and for calls in between.
+MARGIN = 50
+
+#: What is in the body of nearly every message: args, kwargs and embed.
+_USUAL = [list, dict, dict]
 
 
 def check_message(message: Any, body: Any) -> None:
-    """Refuse a message whose arguments cannot be read, as early as that can be known.
+    """Refuse a message whose arguments or headers make no sense, as early as that can be known.
 
     Celery finds some of this out in the pool, where it would be too late for the neighbours.
 
@@ -21,14 +46,25 @@ def check_message(message: Any, body: Any) -> None:
 
     Raises:
         celery.exceptions.InvalidTaskError: If there is no list of arguments and no mapping of
-            keyword arguments in it.
+            keyword arguments in it, or a header that the worker itself goes by is not of its type.
         kombu.exceptions.DecodeError: If it cannot be decoded.
         kombu.exceptions.ContentDisallowed: If its content type is not accepted.
     """
-    payload = message.payload
-    if isinstance(payload, Mapping):
+    payload, headers = message.payload, message.headers
+    usual = body is None and type(payload) is list and [type(part) for part in payload] == _USUAL
+    if not usual:
+        headers = _check_payload(payload, headers, body)
+    _check_headers(headers)
+    if _may_nest_deeply(message) or not _are_flat(message.headers):
+        _check_depth([payload, message.headers])
+
+
+def _check_payload(payload: Any, headers: Any, body: Any) -> Any:
+    """Refuse what is no call; return where its headers are, by the version of the task protocol."""
+    if isinstance(payload, Mapping) and (body is not None or "args" in payload):
         # Protocol 1, or the hybrid of 1 and 2.
         args, kwargs, embed = payload.get("args", ()), payload.get("kwargs", {}), None
+        headers = {**payload, **headers} if "args" in payload else payload
     elif body is None and isinstance(payload, list | tuple) and len(payload) == 3:
         args, kwargs, embed = payload
     else:
@@ -41,6 +77,86 @@ def check_message(message: Any, body: Any) -> None:
         raise InvalidTaskError(f"Task keyword arguments must be a mapping, not {_kind(kwargs)}")
     if embed is not None and not isinstance(embed, Mapping):
         raise InvalidTaskError(f"What a task embeds must be a mapping, not {_kind(embed)}")
+    return headers
+
+
+def _are_time_limits(value: Any) -> bool:
+    if value in NO_LIMITS:
+        return True
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_time_limit, value))
+
+
+def _is_time_limit(value: Any) -> bool:
+    return value is None or (isinstance(value, Real) and isfinite(value) and float(value) >= 0)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it can be a key of a result backend, and be written to a log."""
+    return isinstance(value, str) and (value.isascii() or bool(value.encode()))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
+
+
+def _are_stamps(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+#: What a header must be, if it is there at all, since others suffer if it is not: the worker keeps
+#: count of names, compares stamps, and gives the tightest limit of all requests to the batch.
+HEADERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("shadow", _is_text, "a string"),
+    ("timelimit", _are_time_limits, "a list of the hard and the soft limit, in seconds"),
+    ("retries", _is_count, "a number"),
+    ("stamped_headers", _are_names, "a list of strings"),
+    ("stamps", _are_stamps, "a mapping"),
+)
+
+
+def _check_headers(headers: Mapping[str, Any]) -> None:
+    task_id = headers.get("id")
+    # Others than strings work in Celery as long as no result backend has to make a key of them.
+    if not _is_text(task_id) and type(task_id) not in (int, UUID):
+        raise InvalidTaskError(f"the id of a task must be a string, not {_kind(task_id)}")
+    for name, is_valid, what in HEADERS:
+        value = headers.get(name)
+        if value and not is_valid(value):
+            raise InvalidTaskError(f"the header {name!r} of a task must be {what}")
+
+
+def _may_nest_deeply(message: Any) -> bool:
+    """Whether it is worth looking for deep nesting: it hardly ever is."""
+    body = message.body
+    if len(body) <= FEW_BRACKETS:
+        return False
+    if message.content_type == "application/json" and isinstance(body, bytes):
+        return body.count(b"[") + body.count(b"{") > FEW_BRACKETS
+    return True
+
+
+def _are_flat(headers: Mapping[str, Any]) -> bool:
+    """Whether no header has more than one level of nesting: they seldom have."""
+    for value in headers.values():
+        if type(value) in NESTING:
+            for item in value.values() if type(value) is dict else value:
+                if type(item) in NESTING:
+                    return False
+    return True
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what cannot be sent to the pool: with it, the whole batch could not."""
+    for _ in range(MARGIN):
+        value = [value]
+    try:
+        pickle.dumps(value)
+    except Exception as exc:
+        raise InvalidTaskError(f"it cannot be sent to the pool: {exc!r}") from exc
 
 
 def _kind(value: Any) -> str:

@@ -21,7 +21,8 @@ class Outcome:
         kind: Which way.
         value: The result of a done request; the exception of a failed, retried, rejected or ignored
             one, if there is one.
-        written: Whether the result backend has been told already.
+        written: Whether the result backend has been told already, and what follows from that done.
+        stored: Whether the result backend has been told already, and that is all.
         options: Of a retried request, how to send it again, if that is still to be done; of a
             rejected one, whether to requeue it.
     """
@@ -29,6 +30,7 @@ class Outcome:
     kind: Kind
     value: Any = None
     written: bool = False
+    stored: bool = False
     options: Mapping[str, Any] | None = None
 
 

@@ -8,9 +8,8 @@ from numbers import Real
 from typing import Any
 
 from .outcomes import Outcome
-from .packing import PACKED, pack, unpack
 
-__all__ = ("BATCH", "SimpleRequest", "running_batch")
+__all__ = ("BATCH", "CONTEXT_KEYS", "SimpleRequest", "running_batch")
 
 #: Where the context of a batch keeps what runs it: no name that a header has.
 BATCH = "_celery_batches_running"
@@ -43,18 +42,27 @@ CONTEXT_DEFAULTS: dict[str, Any] = {
     "utc": None,
 }
 
-#: Every key that is not a custom header.
-_NOT_CUSTOM = PACKED | CONTEXT_DEFAULTS.keys() | {"headers", "time_limit", "soft_time_limit"}
+#: What only those who run a call may say of it.
+_NOT_FROM_MESSAGES = ("is_eager", BATCH)
 
-#: Own attributes, in the order of the constructor.
-_FIELDS = (
-    *("id", "name", "args", "kwargs", "delivery_info", "hostname"),
-    *("ignore_result", "reply_to", "correlation_id", "request_dict"),
+#: Keys of a context that are not custom headers: the headers of task protocol 2, what it embeds in
+#: the body, and what the worker adds on receipt.
+CONTEXT_KEYS = frozenset(
+    (
+        *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries"),
+        *("timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin"),
+        *("ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "compression"),
+        *("callbacks", "errbacks", "chain", "chord"),
+        *("properties", "reply_to", "correlation_id", "hostname", "delivery_info"),
+        *("args", "kwargs"),
+    )
 )
 
-#: What is not pickled as an attribute of a subclass: the fields are pickled otherwise, and what
-#: the run of a batch has noted here is of no use elsewhere.
-_NOT_PICKLED = frozenset(_FIELDS) | {"_outcome", "_batch", "_over", "_children"}
+#: Every key that is not a custom header.
+_NOT_CUSTOM = CONTEXT_KEYS | CONTEXT_DEFAULTS.keys() | {"headers", "time_limit", "soft_time_limit"}
+
+#: What is not pickled: what the run of a batch has noted here is of no use elsewhere.
+_NOT_PICKLED = frozenset({"_outcome", "_batch", "_over", "_children"})
 
 
 class _ShortRepr(reprlib.Repr):
@@ -144,6 +152,8 @@ class SimpleRequest:
         # A body that came in decoded (task protocol 1) has no content type of its own.
         body = request.body if request.content_type is None else request.message.payload
         context = {**request.request_dict, **(body[2] or {})}
+        for key in _NOT_FROM_MESSAGES:
+            context.pop(key, None)
         ignore_result = context.get("ignore_result")
         if ignore_result is None:
             ignore_result = request.task.ignore_result
@@ -262,28 +272,41 @@ class SimpleRequest:
     def _leave(self) -> None:
         """Be told that the body is over."""
         self._batch, self._over = None, True
+        # A thread that has found it not to be over yet is too late all the same.
+        self.__dict__.setdefault("_outcome", None)
+
+    def _sets_off(self) -> bool:
+        """Whether something is sent when it is done."""
+        get = (self.request_dict or {}).get
+        return bool(get("callbacks") or get("chain"))
 
     def _is_waited_for(self) -> bool:
         """Whether something goes on when it is done."""
-        get = (self.request_dict or {}).get
-        return bool(get("callbacks") or get("chain") or get("chord"))
+        return self._sets_off() or bool((self.request_dict or {}).get("chord"))
 
     def _has_followers(self) -> bool:
         """Whether something goes on when it has ended, in whichever way."""
         return self._is_waited_for() or bool((self.request_dict or {}).get("errbacks"))
 
     def _note(self, outcome: Outcome) -> None:
-        if self._over:
+        # Looked at again, since the batch may end meanwhile.
+        if (self._over or not self._settle(outcome)) and self._over:
             raise RuntimeError(
                 f"{self!r}: its batch is over, so it cannot be {outcome.kind} any more; do that "
                 f"before the body of the task returns"
             )
-        self._settle(outcome)
 
     def _settle(self, outcome: Outcome) -> bool:
         """Note how this request ended; return whether it was news. The first outcome wins."""
         # One step, since helper threads of the body may settle requests.
         return self.__dict__.setdefault("_outcome", outcome) is outcome
+
+    def _unsettle(self, *, to: Outcome | None) -> None:
+        """Correct what the caller has settled itself, which then turned out otherwise."""
+        if to is None:
+            self.__dict__.pop("_outcome")
+        else:
+            self.__dict__["_outcome"] = to
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the attribute ``key``, or ``default`` when there is none."""
@@ -326,26 +349,18 @@ class SimpleRequest:
         """Soft time limit of this call in seconds, or ``None``."""
         return (self.timelimit or (None, None))[1]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
+        # Each message costs this, so the rest is left to pickle's own code, which is in C.
         state = self.__dict__
-        extra = {k: v for k, v in state.items() if k not in _NOT_PICKLED}
-        fields = tuple([state.get(k, getattr(type(self), k)) for k in _FIELDS[:-1]])
-        return _restore, (type(self), fields, pack(self.request_dict)), extra or None
+        if state.keys().isdisjoint(_NOT_PICKLED):
+            return state
+        return {key: value for key, value in state.items() if key not in _NOT_PICKLED}
 
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__}: {self.name}[{self.id}] "
             f"args={_short.repr(self.args)} kwargs={_short.repr(self.kwargs)}>"
         )
-
-
-def _restore(
-    cls: type[SimpleRequest], fields: tuple[Any, ...], packed: tuple[Any, ...] | None
-) -> SimpleRequest:
-    self = cls.__new__(cls)
-    self.__dict__.update(zip(_FIELDS, fields, strict=False))
-    self.__dict__["request_dict"] = unpack(packed)
-    return self
 
 
 def running_batch(task: Any) -> Any:

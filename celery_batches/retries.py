@@ -53,7 +53,8 @@ def _backoff(task: Any, retries: int) -> int:
     """
     seconds: int = get_exponential_backoff_interval(
         factor=int(max(1.0, float(task.retry_backoff))),
-        retries=retries,
+        # No more than what leads to any maximum: it comes from the message.
+        retries=min(retries or 0, 100),
         maximum=int(getattr(task, "retry_backoff_max", 600)),
         full_jitter=getattr(task, "retry_jitter", True),
     )

@@ -3,18 +3,58 @@
 Celery calls a task's strategy once for each connection to the broker. What `BatchStrategy` holds
 belongs to that connection: when it is lost, the broker delivers the messages again.
 
-Threads: with an event loop, messages, timers and the pool's callbacks take turns on the main
-thread. Without one (in-memory broker; gevent and eventlet), the timer is a thread or a greenlet of
-its own, so the buffer and the armed timer change under one lock only. Batches are sent to the pool
-outside of it: the solo pool runs the body there and then.
+Three come in here: the consumer (`on_message`, `reserve`, `take_over`, `retire`), timers
+(`_on_timer`, and `add` for what has waited for its ETA) and, to `BatchJob`, the pool's callbacks.
+They are called on
+
+    pool                     consumer       timers         callbacks
+    prefork                  main thread    main thread*   main thread
+    prefork, no event loop   main thread    Timer thread   billiard's threads: for results, for
+                                                           time limits, for lost processes
+    threads                  main thread    main thread    the pool's threads
+    threads, no event loop   main thread    Timer thread   the pool's threads
+    solo                     main thread    main thread    main thread, inside of `dispatch`
+    solo, no event loop      main thread    Timer thread   either thread, inside of `dispatch`
+    gevent, eventlet         one greenlet   one for each   the greenlet of the batch
+
+AMQP and Redis have an event loop; other transports (in-memory, filesystem, databases) have none,
+nor has Windows. (*) While a stopping worker waits for its processes: a thread of its own. With
+gevent and eventlet, remote control (`take_over`) has a greenlet of its own on AMQP.
+
+The lock guards all that changes here, and the token bucket of the rate limit. Under it there is no
+I/O and nothing of the user's. The mutex of the timer and the lock of the prefetch count are taken
+under it, and never the other way round; `take_over` holds two, that of the older strategy first. To
+cancel a greenlet of gevent's that waits for the lock lets others run, who wait for the lock too.
+
+What may then come in between, and why it does no harm:
+
+* A timer that was cancelled or replaced a moment too late does nothing: `_timer_at` is not what it
+  was armed for. One that is too early arms the next; one that comes before ``call_at`` has returned
+  waits for the lock.
+* Batches are sent outside of the lock, since the solo pool runs the body there and then and that of
+  gevent waits until it has room. So two batches may change places; the requests in one may not.
+* A batch that was taken from the buffer may find its connection lost before it is sent: `BatchJob`
+  asks (`_drop`) as the last thing that it does. If it is lost after that, it is as if the batch had
+  been sent a moment before.
+* A request that comes when all is over is let go; when the tasks were reloaded, the new strategy
+  gets it. `_drop` and `on_message` look at `_retired` and `_successor` without the lock: `_end`
+  sets them in the order that lets them do so.
+* Callbacks change nothing here. They may come before ``apply_async`` has returned, and two at once
+  for one batch: what it is charged for is given back once, and its members are told by the methods
+  of Celery's ``Request``, which then do for each what they do for an ordinary task. In the same way
+  Celery changes its ``worker.state`` from all these threads, one step on a set or dict at a time.
+* Only the consumer tells the broker of the prefetch count. While it does so more messages may come
+  in, and on other threads batches may be sent and end.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from threading import Lock
-from time import monotonic
+from time import monotonic, time
 from typing import Any
+from weakref import WeakSet
 
 from celery import bootsteps
 from celery.exceptions import InvalidTaskError
@@ -23,20 +63,25 @@ from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 from kombu.common import ignore_errors
 
+from .acks import BatchAck
 from .buffer import Batch, Buffer
-from .compat import has_static_prefetch
+from .compat import disables_prefetch, has_static_prefetch
 from .dispatch import BatchJob
 from .limits import RateLimit
-from .messages import check_message
-from .prefetch import PrefetchRoom
-from .visibility import warn_of_visibility_timeout
+from .messages import NONSENSE, check_message
+from .prefetch import (
+    Prefetch,
+    PrefetchRoom,
+    count_batches_as_one,
+    prefetch_of,
+    warn_of_prefetch_limit,
+)
+from .strangers import Strategies
+from .visibility import warn_of_eta, warn_of_visibility_timeout
 
 __all__ = ("BatchStrategy", "BatchesStep", "strategy_of")
 
 logger = get_logger(__name__)
-
-#: What a message with nonsense in it makes Celery's own code raise.
-NONSENSE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class _BufferingConsumer:
@@ -48,12 +93,19 @@ class _BufferingConsumer:
 
     disable_rate_limits = True
 
-    def __init__(self, consumer: Any, on_task_request: Any) -> None:
+    def __init__(self, consumer: Any, on_task_request: Any, on_eta: Any) -> None:
         self._consumer = consumer
         self.on_task_request = on_task_request
+        #: The worker's timer, which gets nothing from the default strategy but ETAs.
+        self.timer = self
+        self._on_eta = on_eta
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
+
+    def call_at(self, eta: float, fun: Any, args: tuple[Any], **options: Any) -> Any:
+        self._on_eta(*args)
+        return self._consumer.timer.call_at(eta, fun, args, **options)
 
     def apply_eta_task(self, request: Any) -> None:
         type(self._consumer).apply_eta_task(self, request)
@@ -78,22 +130,34 @@ class BatchStrategy:
         )
         #: Full batches, which go to the pool at once unless a rate limit holds them back.
         self._full: deque[Batch[Any]] = deque()
+        #: The batches that the pool has, or waits for a process to run in.
+        self._jobs: WeakSet[BatchJob] = WeakSet()
         self._limit = RateLimit(consumer, task.name)
         self._timer: Any = None
         self._timer_at: float | None = None
         self._retired = False
         self._requeues = False
+        #: What has taken over, if the connection goes on.
+        self._successor: BatchStrategy | None = None
         self._room = PrefetchRoom(consumer, task.flush_every)
+        self._reserved = 0
+        self._warned_of_eta = False
         self._receive = default_strategy(
             task,
             app,
-            _BufferingConsumer(consumer, self.add),
+            _BufferingConsumer(consumer, on_task_request=self.add, on_eta=self._on_eta),
             # One line for each batch is enough: single requests are for those who debug.
             info=logger.debug,
         )
 
-    def start(self, batches: int = 1) -> None:
-        """The consumer is ready: let the broker deliver a whole batch, or several."""
+    @property
+    def buffered(self) -> int:
+        """How many requests are not on their way to the pool yet."""
+        return len(self._buffer) + sum(map(len, self._full))
+
+    def reserve(self, batches: int) -> None:
+        """Let the broker deliver that many batches, where it cannot be told of more later."""
+        self._reserved = batches
         self._room.open(batches)
 
     def on_message(
@@ -104,37 +168,60 @@ class BatchStrategy:
         Raises:
             celery.exceptions.InvalidTaskError: If there is no sense in it. Celery rejects it then.
         """
-        self._room.open()
-        check_message(message, body)
+        if self._successor is not None:
+            return self._successor.on_message(message, body, ack, reject, callbacks, **options)
+        if message.body is None:
+            message.body = b""  # Celery's line in the log says how long it is.
         try:
-            return self._receive(message, body, ack, reject, callbacks, **options)
+            check_message(message, body)
+            return self._receive(message, body, BatchAck(ack), reject, callbacks, **options)
         except NONSENSE as exc:
             if message.acknowledged:
                 raise
             raise InvalidTaskError(f"{type(exc).__name__}: {exc}") from exc
 
+    def _on_eta(self, request: Any) -> None:
+        """A request is about to wait for its ETA."""
+        if not self._warned_of_eta:
+            channel, wait = request.message.channel, request.eta.timestamp() - time()
+            self._warned_of_eta = warn_of_eta(self.task, channel, wait)
+
     def add(self, request: Any) -> None:
         """Put a request that is ready to run into the buffer."""
         if request.acknowledged:
-            return  # Celery found something wrong with it and has rejected it.
-        request.batch_strategy = self
-        with self._lock:
-            batches = None if self._retired else self._add(request)
-        if batches is None:
-            self._let_go(request)
+            # Celery (before 5.7) found something wrong with it, has rejected it, and goes on.
+            worker_state.task_ready(request)
             return
-        for batch in batches:
-            self._flush(batch)
+        with self._lock:
+            over = self._is_over
+            batches = [] if over else self._add(request)
+        if not over:
+            for batch in batches:
+                self._flush(batch)
+        elif self._successor is not None:
+            self._successor.add(request)
+        else:
+            self._let_go(request)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the connection is lost. With greenlets, timers go on before we are told."""
+        return self._retired or self.consumer.connection is not self.connection
 
     def _add(self, request: Any) -> list[Batch[Any]]:
         """Buffer a request; return the batches to be sent. Called under the lock."""
         now = monotonic()
-        batch = self._buffer.add(request, now=now)
-        if batch is not None:
-            self._full.append(batch)
+        self._put(request, now)
         batches = self._take_full()
         self._arm(now)
         return batches
+
+    def _put(self, request: Any, now: float) -> None:
+        request.batch_strategy = self
+        self._room.open()
+        batch = self._buffer.add(request, now=now)
+        if batch is not None:
+            self._full.append(batch)
 
     def _take_full(self) -> list[Batch[Any]]:
         """Return the full batches that the rate limit lets go. Called under the lock."""
@@ -178,12 +265,16 @@ class BatchStrategy:
 
     def _on_timer(self, armed_for: float) -> None:
         with self._lock:
-            if self._retired or armed_for != self._timer_at:
+            if self._is_over or armed_for != self._timer_at:
                 return  # It was set for something that is over.
             self._timer = self._timer_at = None
             now = monotonic()
             batches = self._take_due(now)
             self._arm(now)
+            if not self._reserved and not self.buffered:
+                # Nothing has come in since the last flush, or that was one by interval: other tasks
+                # shall not make use of the room.
+                self._room.close()
         for batch in batches:
             self._flush(batch)
 
@@ -202,26 +293,46 @@ class BatchStrategy:
 
     def dispatch(self, requests: Any, body_args: tuple[Any, ...] | None = None) -> None:
         """Send requests to the pool as one batch."""
-        room = self._room.take(len(requests))
+        prefetch = prefetch_of(self.consumer)
+        charge = None if prefetch is None else prefetch.charge(len(requests))
         job = BatchJob(
             self.task,
             list(requests),
             trigger=getattr(requests, "trigger", "manual"),
             hostname=self.consumer.hostname,
-            on_released=lambda: PrefetchRoom.give_back(room),
+            drop=self._drop,
+            charge=charge,
             body_args=body_args,
         )
-        self.consumer.on_task_request(job)
+        self._jobs.add(job)
+        try:
+            self.consumer.on_task_request(job)
+        except BaseException:
+            if charge is not None:
+                charge.finish()
+            raise
 
     def take_over(self, old: BatchStrategy) -> None:
         """Replace the strategy that Celery had for the task until now."""
-        requests = old.retire()
-        if old.connection is self.connection:
-            # The tasks were reloaded, the messages are still ours.
-            self.start()
+        if old.connection is not self.connection:
+            old.retire()
+            return
+        # The tasks were reloaded, the messages are still ours.
+        with old._lock, self._lock:
+            requests = old._end(successor=self)
+            if old._reserved:
+                self.reserve(old._reserved)
+            now = monotonic()
             for request in requests:
-                worker_state.task_reserved(request)
-                self.add(request)
+                self._put(request, now)
+            # Full batches are for the timer to send: Celery does not know this strategy yet, and
+            # sending may block.
+            self._arm(now)
+
+    def drop_waiting(self) -> None:
+        """The connection is lost: run no batch that the pool has not started on."""
+        for job in list(self._jobs):
+            job.drop()
 
     def retire(self, *, requeue: bool = False) -> list[Any]:
         """End it, with the connection: nothing that is buffered here will run from here.
@@ -234,17 +345,41 @@ class BatchStrategy:
             What was in the buffer.
         """
         with self._lock:
-            self._retired = True
             self._requeues = requeue
-            self._disarm()
-            requests = [request for batch in self._full for request in batch]
-            requests += self._buffer.discard()
-            self._full.clear()
-        self._room.close()
+            requests = self._end()
         # The newest first, so that the oldest is the first to be delivered again.
         for request in reversed(requests):
             self._let_go(request)
         return requests
+
+    def _end(self, successor: BatchStrategy | None = None) -> list[Any]:
+        """Take in no more, and return what is waiting. Called under the lock."""
+        if self._retired:
+            return []
+        self._successor = successor
+        # Last, since others look at it without the lock, and then at the rest.
+        self._retired = True
+        self._disarm()
+        requests = [request for batch in self._full for request in batch]
+        requests += self._buffer.discard()
+        self._full.clear()
+        self._room.close()
+        return requests
+
+    def _drop(self, requests: Sequence[Any]) -> bool:
+        """Let requests go that are on their way to the pool, if it is too late for them.
+
+        Without the lock: a signal handler that stops the pool may come here while its own thread
+        has it.
+        """
+        strategy = self
+        while strategy._is_over:
+            if strategy._successor is None:
+                for request in reversed(requests):
+                    strategy._let_go(request)
+                return True
+            strategy = strategy._successor
+        return False
 
     def _let_go(self, request: Any) -> None:
         worker_state.task_ready(request)
@@ -270,12 +405,30 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, c: Any) -> None:
-        """Let every batch task have its room: the consumer has its ``qos`` by now."""
-        for strategy in self._strategies(c):
-            strategy.start(_batches_at_once(c))
+        """Have a prefetch count with room for batches. Celery's step has made its own by now."""
+        if type(c.strategies) is dict:  # It may have a table of its own: `Consumer.Strategies`.
+            c.strategies = Strategies(c)
+        c.qos = Prefetch(
+            c.qos,
+            budget=lambda: c.initial_prefetch_count,
+            # Later than now, or it would be over before the loop waits.
+            wake=lambda: c.timer.call_after(0.01, _nothing),
+        )
+        strategies = self._strategies(c)
+        for strategy in strategies:
+            warn_of_prefetch_limit(strategy.task, c.initial_prefetch_count)
             warn_of_visibility_timeout(strategy.task, c.task_consumer.channel)
+            if has_static_prefetch(c):
+                # One batch is filled while as many others run as there are processes.
+                strategy.reserve(int(c.pool.num_processes) + 1)
+        if disables_prefetch(c):
+            count_batches_as_one(c, lambda: sum(s.buffered for s in self._strategies(c)))
         # Before the first message is asked for.
         c.qos.update()
+
+    def info(self, c: Any) -> dict[str, Any]:
+        """Return what ``inspect stats`` shows: the prefetch count with the room for batches."""
+        return {"prefetch_count": c.qos.total} if prefetch_of(c) else {}
 
     def stop(self, c: Any) -> None:
         """Retire every strategy: what is buffered goes back to the broker.
@@ -289,21 +442,21 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         stopping = c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE)
         # Where kombu polls (Redis), a message that goes back now may be taken by the poll that is
         # still under way, and then be with nobody until the worker ends.
-        requeue = stopping and c.connection.transport.driver_type == "amqp"
+        # There is none if the worker ends for an error in the middle of a reconnect.
+        connection = c.connection
+        requeue = bool(stopping and connection and connection.transport.driver_type == "amqp")
         if requeue and c.task_consumer is not None:
             # Or it would be delivered here again.
-            ignore_errors(c.connection, c.task_consumer.cancel)
+            ignore_errors(connection, c.task_consumer.cancel)
         for strategy in self._strategies(c):
             strategy.retire(requeue=requeue)
+            if not stopping:
+                strategy.drop_waiting()
 
     def _strategies(self, c: Any) -> list[BatchStrategy]:
         found = [strategy_of(c, name) for name in list(c.strategies)]
         return [strategy for strategy in found if strategy is not None]
 
 
-def _batches_at_once(c: Any) -> int:
-    """Return for how many batches of a task there must be room from the start.
-
-    Where the prefetch count cannot be changed later, one batch is filled while the others run.
-    """
-    return int(c.pool.num_processes) + 1 if has_static_prefetch(c) else 1
+def _nothing() -> None:
+    """What the event loop comes round for, when that is all there is to it."""

@@ -274,9 +274,11 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             app: The Celery app.
             consumer: The worker's ``celery.worker.consumer.Consumer``.
         """
+        from .member import member_class
         from .strategy import BatchStrategy, strategy_of
 
         self._check_options()
+        task.Request = member_class(task.Request)
         strategy = BatchStrategy(task, app, consumer)
         old = strategy_of(consumer, task.name)
         if old is not None:

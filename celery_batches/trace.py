@@ -17,11 +17,12 @@ from celery.utils.nodenames import gethostname
 from celery.utils.serialization import get_pickleable_etype
 from kombu.utils.uuid import uuid
 
+from .bulk import State, store_at_once
 from .context import call_handler, current, custom_handlers, describe, sendable
 from .log import log_batch
 from .outcomes import UNMARKED, Outcome, decide
 from .request import BATCH, SimpleRequest
-from .results import deduplicates, done_before, store_started
+from .results import deduplicates, done_before, started
 from .settle import Report, Settled, Settler
 from .watch import watch
 
@@ -155,7 +156,7 @@ class BatchTrace:
             request._enter(self)
         if deduplicates(task):
             for request in self.requests:
-                done_before(task, request)
+                self._look_up(request)
         members = self.unsettled()
         if not members:
             self._settle()
@@ -220,8 +221,7 @@ class BatchTrace:
         body: Callable[..., Any] = task if task_has_custom(task, "__call__") else task.run
         try:
             if task.track_started or "before_start" in self.handlers:
-                for request in members:
-                    self._begin(request)
+                self._begin_all(members)
                 members[:] = self.unsettled()
             if members:
                 self.retval = body(*(self.body_args or ()))
@@ -232,10 +232,25 @@ class BatchTrace:
         else:
             self.state = states.SUCCESS
 
-    def _begin(self, request: SimpleRequest) -> None:
+    def _look_up(self, request: SimpleRequest) -> None:
+        """See whether a request was done before. If that cannot be known, it is not run."""
+        try:
+            done_before(self.task, request)
+        except Exception as exc:
+            logger.error("Cannot look up %r: %r", request, exc, exc_info=True)
+            request._settle(outcome_of(exc))
+
+    def _begin_all(self, members: Sequence[SimpleRequest]) -> None:
+        running = [started(self.task, each, self.hostname, eager=self.eager) for each in members]
+        stored = store_at_once(self.task.backend, running)
+        for request, state, done in zip(members, running, stored, strict=True):
+            self._begin(request, None if done else state)
+
+    def _begin(self, request: SimpleRequest, state: State | None) -> None:
         """Say that a request has started. If that goes wrong, it is not run."""
         try:
-            store_started(self.task, request, self.hostname, eager=self.eager)
+            if state is not None:
+                state.store(self.task.backend)
             if "before_start" in self.handlers:
                 call_handler(self.task, request, "before_start", raises=True)
         except Exception as exc:
@@ -277,8 +292,8 @@ class BatchTrace:
             request._leave()
         settler = self._settler()
         outcomes = decide([request._outcome for request in self.requests], default=default)
-        for request, outcome in zip(self.requests, outcomes, strict=True):
-            self.settled.append(settler.settle(request, outcome))
+        for settled in settler.settle_all(self.requests, outcomes):
+            self.settled.append(settled)
         self.exhausted = settler.exhausted
 
     def _settler(self) -> Settler:
@@ -306,11 +321,13 @@ class BatchTrace:
     def fail_the_rest(self, exc: Exception) -> None:
         """Fail every request that has no report and no outcome yet: Celery raised, not the body."""
         self._keep(exc)
-        settler = self._settler()
-        for request in self.requests[len(self.settled) :]:
+        rest = self.requests[len(self.settled) :]
+        for request in rest:
             request._leave()
-            outcome = request._outcome or Outcome("failed", self.error)
-            self.settled.append(settler.settle(request, outcome))
+        default = Outcome("failed", self.error)
+        outcomes = [request._outcome or default for request in rest]
+        for settled in self._settler().settle_all(rest, outcomes):
+            self.settled.append(settled)
 
     def _clean_up(self) -> None:
         try:

@@ -46,59 +46,64 @@ class _Watched:
     def __call__(self, task_id: str, value: Any, *args: Any, **kwargs: Any) -> Any:
         given = [arg for arg in (*args, kwargs.get("request")) if isinstance(arg, SimpleRequest)]
         request = given[0] if given else _current_requests().get(task_id)
-        if request is None or request._batch is None:
+        batch = request and request._batch
+        if request is None or batch is None:
             return self.unwatched(task_id, value, *args, **kwargs)
         if not given and not args and not request.ignore_result:
             # The idiom of old, without it: what the backend needs to know for RPC and chords.
             kwargs["request"] = request
-        if request._outcome is not None:
-            logger.warning(
-                "%r is %s already: %s has no effect", request, request._outcome.kind, self.__name__
-            )
+        # Before it is written, since that may let another thread or greenlet go on.
+        wanted = Outcome(self.kind, value, written=True)
+        if not request._settle(wanted):
+            known = request._outcome.kind if request._outcome else "left to the batch"
+            logger.warning("%r is %s already: %s has no effect", request, known, self.__name__)
             return None
+        outcome = None
         try:
-            with on_its_way(request._batch.task, request):
-                self.prepare(request, value)
+            with on_its_way(batch.task, request):
+                self.prepare(batch, request, value)
                 returned = self.unwatched(task_id, value, *args, **kwargs)
+            outcome = wanted
         except Exception as exc:
             logger.error("Cannot see to how %r has ended: %r", request, exc, exc_info=True)
-            self.recover(request, value, exc)
+            outcome = self.recover(batch, request, value, exc)
             return None
-        request._settle(Outcome(self.kind, value, written=True))
+        finally:
+            if outcome is not wanted:
+                request._unsettle(to=outcome)
         return returned
 
     kind: Kind
     __name__: str
 
-    def prepare(self, request: SimpleRequest, value: Any) -> None:
+    def prepare(self, batch: Any, request: SimpleRequest, value: Any) -> None:
         """Do what comes before the request is marked."""
 
-    def recover(self, request: SimpleRequest, value: Any, exc: Exception) -> None:
+    def recover(self, batch: Any, request: SimpleRequest, value: Any, exc: Exception) -> Outcome:
         """Fail this request alone, as Celery does with what cannot be stored."""
-        batch, error = request._batch, sendable(exc)
+        error = sendable(exc)
         try:
             store_failure(batch.task, request, error, describe(error).traceback, eager=batch.eager)
         except Exception:
             raise exc from None
-        request._settle(Outcome("failed", error, written=True))
+        return Outcome("failed", error, written=True)
 
 
 class _MarkAsDone(_Watched):
     kind = "done"
 
-    def prepare(self, request: SimpleRequest, value: Any) -> None:
-        set_off(request._batch.task, request, value)
+    def prepare(self, batch: Any, request: SimpleRequest, value: Any) -> None:
+        set_off(batch.task, request, value)
 
 
 class _MarkAsFailure(_Watched):
     kind = "failed"
 
-    def recover(self, request: SimpleRequest, value: Any, exc: Exception) -> None:
+    def recover(self, batch: Any, request: SimpleRequest, value: Any, exc: Exception) -> Outcome:
         if isinstance(exc, EncodeError):
-            super().recover(request, value, exc)
-        else:
-            # It may be an errback that cannot be called: that is no reason to fail twice.
-            request._settle(Outcome("failed", value, written=True))
+            return super().recover(batch, request, value, exc)
+        # It may be an errback that cannot be called: that is no reason to fail twice.
+        return Outcome("failed", value, written=True)
 
 
 def _current_requests() -> dict[str, SimpleRequest]:

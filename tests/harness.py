@@ -255,8 +255,12 @@ class Deployment:
         concurrency: int = 2,
         loglevel: str = "INFO",
         python: str = sys.executable,
+        exits: int | None = 0,
     ) -> Iterator[Worker]:
-        """Run a worker that is ready, stop it in good order, and show its log if anything fails."""
+        """Run a worker that is ready, stop it in good order, and show its log if anything fails.
+
+        `exits` is the code that it is to end with, or ``None`` for any.
+        """
         node = f"{uuid()[:8]}@test"
         command = [python, "-m", "celery", "-A", self.name, "worker", "-P", pool, "-n", node]
         command += ["-c", str(concurrency), "-l", loglevel, "--without-gossip", "--without-mingle"]
@@ -272,7 +276,7 @@ class Deployment:
         try:
             worker.wait_for_log(rf"{re.escape(node)} ready\.")
             yield worker
-            assert worker.stop() == 0
+            assert worker.stop() == exits or exits is None
             assert "Traceback" not in worker.text or worker.problems
         except BaseException:
             worker.kill()

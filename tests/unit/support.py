@@ -15,6 +15,8 @@ from kombu import Message
 from kombu.common import QoS
 from kombu.serialization import dumps
 
+from celery_batches.prefetch import Prefetch
+
 HOSTNAME = "worker@unit"
 
 
@@ -185,7 +187,10 @@ class FakeConsumer:
         self.blueprint = SimpleNamespace(state=RUN)
         self.timer = Timer()
         self.prefetch_counts: list[int] = []
-        self.qos = QoS(lambda prefetch_count: self.prefetch_counts.append(prefetch_count), prefetch)
+        self.initial_prefetch_count = prefetch
+        # As Celery's step makes it, and ours.
+        counter = QoS(lambda prefetch_count: self.prefetch_counts.append(prefetch_count), prefetch)
+        self.qos = Prefetch(counter, lambda: self.initial_prefetch_count)
         self.task_buckets: dict[str, Any] = {}
         self.task_consumer = SimpleNamespace(channel=Channel(), cancel=self._cancel)
         self.cancelled = 0

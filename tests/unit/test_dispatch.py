@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
-from celery.exceptions import TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
+from celery import signals
+from celery.exceptions import (
+    InvalidTaskError,
+    TaskRevokedError,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from celery.worker import state as worker_state
 from celery.worker.request import Request
+from kombu.common import QoS
 from unit.support import make_request, protocol_2
 
 from celery_batches import Batches
 from celery_batches.dispatch import BatchJob
+from celery_batches.prefetch import Prefetch
+from celery_batches.trace import trace_batch
 
 
 class Pool:
     """Keeps what it is given, and hands out a handle that a weak reference can point to."""
 
     class Handle:
-        pass
+        def __init__(self) -> None:
+            self.told: list[int] = []
+
+        def terminate(self, signum: int) -> None:
+            self.told.append(signum)
 
     def __init__(self, *, handle: bool = True) -> None:
         self.handle = self.Handle() if handle else None
@@ -44,14 +59,17 @@ class World:
         self.task = click
         self.told: list[tuple[Any, ...]] = []
         self.broken: set[str] = set()
-        self.released = 0
         self.messages = [protocol_2(app, f"id-{i}", click.name, **headers[i]) for i in range(size)]
         self.requests = [make_request(app, click, message) for message in self.messages]
         for request in self.requests:
             for name in ("on_accepted", "on_success", "on_failure", "on_timeout"):
                 self._spy(request, name)
+        self.prefetch = Prefetch(QoS(lambda prefetch_count: None, 4), lambda: 4)
         self.job = BatchJob(
-            *(click, self.requests), trigger="size", hostname="w@h", on_released=self._release
+            *(click, self.requests),
+            trigger="size",
+            hostname="w@h",
+            charge=self.prefetch.charge(size),
         )
         self.pool = Pool()
 
@@ -66,8 +84,15 @@ class World:
 
         setattr(request, name, spy)
 
-    def _release(self) -> None:
-        self.released += 1
+    @property
+    def released(self) -> bool:
+        """Whether the batch is charged for no more."""
+        return self.prefetch.total == 4
+
+    @property
+    def finished(self) -> bool:
+        """Whether it counts as a task no more."""
+        return self.prefetch.busy(0, 0) == 0
 
     def send(self) -> dict[str, Any]:
         self.job.execute_using_pool(self.pool)
@@ -130,10 +155,11 @@ def test_acks_late_waits_for_the_result(app: Any) -> None:
     options = world.send()
     options["accept_callback"](123, 0.0)
     assert world.said == [[]] * 3
-    assert world.released == 0
+    assert not world.released
     options["callback"](OK)
     assert world.said == [["ack"]] * 3
-    assert world.released == 1
+    assert world.released
+    assert world.finished
 
 
 def test_a_failed_member_does_not_fail_its_neighbours(app: Any) -> None:
@@ -144,7 +170,8 @@ def test_a_failed_member_does_not_fail_its_neighbours(app: Any) -> None:
     options["callback"]((False, [(False, "a"), (True, boom()), (False, "c")], 0.5))
     assert world.ids_told("on_failure") == ["id-1"]
     assert world.ids_told("on_success") == IDS
-    assert world.released == 1
+    assert world.released
+    assert world.finished
 
 
 def test_a_failure_is_told_as_the_exception_that_it_is(app: Any) -> None:
@@ -163,7 +190,8 @@ def test_a_lost_batch_is_lost_for_every_member(app: Any) -> None:
     world = World(app)
     world.send()["error_callback"](boom())
     assert world.ids_told("on_failure") == IDS
-    assert world.released == 1
+    assert world.released
+    assert world.finished
 
 
 def test_the_hard_time_limit_is_told_to_every_member(app: Any) -> None:
@@ -171,7 +199,8 @@ def test_the_hard_time_limit_is_told_to_every_member(app: Any) -> None:
     world = World(app)
     world.send()["timeout_callback"](False, 5)
     assert [told[1:] for told in world.told] == [(id, False, 5) for id in IDS]
-    assert world.released == 1
+    assert world.released
+    assert world.finished
     assert [app.AsyncResult(id).state for id in IDS] == ["FAILURE"] * 3
 
 
@@ -182,7 +211,7 @@ def test_a_soft_time_limit_is_one_line(app: Any, caplog: pytest.LogCaptureFixtur
     (record,) = caplog.records
     assert "soft time limit (5s) exceeded" in record.getMessage()
     assert "of 3 requests" in record.getMessage()
-    assert world.released == 0
+    assert not world.released
 
 
 def test_a_request_class_of_its_own_hears_of_a_soft_time_limit(app: Any) -> None:
@@ -222,7 +251,8 @@ def test_the_hard_time_limit_fails_each_member_once(
     options["error_callback"](einfo_of(TimeLimitExceeded(5)))
     options["timeout_callback"](False, 5)
     assert called == IDS
-    assert world.released == 1
+    assert world.released
+    assert world.finished
     assert world.said == [["ack"]] * 3
     app.conf.task_always_eager = False
     assert isinstance(app.AsyncResult("id-1").result, TimeLimitExceeded)
@@ -237,7 +267,8 @@ def test_a_lost_process_is_logged_once(app: Any, caplog: pytest.LogCaptureFixtur
     assert [type(app.AsyncResult(id).result) for id in IDS] == [WorkerLostError] * 3
     (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert "of 3 requests was lost" in record.getMessage()
-    assert world.released == 1
+    assert world.released
+    assert world.finished
 
 
 def test_a_lost_process_with_reject_on_worker_lost(app: Any) -> None:
@@ -290,7 +321,130 @@ def test_terminating_a_member_is_a_lost_process_for_its_neighbours(
         options["error_callback"](einfo_of(Terminated(15)))
     assert [app.AsyncResult(id).state for id in IDS] == ["FAILURE", "REVOKED", "FAILURE"]
     assert isinstance(app.AsyncResult("id-0").result, WorkerLostError)
-    assert world.released == 1
+    assert world.released
+    assert world.finished
+
+
+@pytest.fixture
+def announced() -> Iterator[list[tuple[str, str]]]:
+    """The signals ``task_revoked`` and ``task_retry``, with the ids that they were sent for."""
+    sent: list[tuple[str, str]] = []
+
+    def on_revoked(request: Any, **_: Any) -> None:
+        sent.append(("revoked", request.id))
+
+    def on_retry(request: Any, **_: Any) -> None:
+        sent.append(("retry", request.id))
+
+    signals.task_revoked.connect(on_revoked)
+    signals.task_retry.connect(on_retry)
+    yield sent
+    signals.task_revoked.disconnect(on_revoked)
+    signals.task_retry.disconnect(on_retry)
+
+
+class GreenletPool(TerminatingPool):
+    """Has one greenlet: it ends at once (eventlet), or when the next one has its turn (gevent)."""
+
+    def __init__(self, world: World, *, at_once: bool) -> None:
+        super().__init__(self._end if at_once else None)
+        self.callback: Any = world.send()["callback"]
+        world.job.on_accepted(7, 0.0)
+
+    def _end(self) -> None:
+        callback, self.callback = self.callback, None
+        if callback:
+            callback((False, None, None))
+
+    def take_turns(self) -> None:
+        if self.terminated:
+            self._end()
+
+
+@pytest.mark.parametrize("terminated", [["id-1"], ["id-1", "id-2"]])
+@pytest.mark.parametrize("acks_late", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_member_that_was_only_revoked_ends_when_its_greenlet_is_killed(
+    app: Any,
+    announced: list[tuple[str, str]],
+    at_once: bool,
+    acks_late: bool,
+    terminated: list[str],
+) -> None:
+    """Killed for another member, it is REVOKED too; each of them is announced once."""
+    world = World(app, acks_late=acks_late)
+    pool = GreenletPool(world, at_once=at_once)
+    worker_state.revoked.update(["id-1", "id-2"])
+    for request in world.requests:
+        if request.id in terminated:
+            request.terminate(pool, "TERM")
+    pool.take_turns()
+    assert [app.AsyncResult(id).state for id in IDS] == ["FAILURE", "REVOKED", "REVOKED"]
+    assert announced == [("revoked", "id-1"), ("revoked", "id-2")]
+    assert world.said == [["ack"]] * 3
+    assert world.finished
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_greenlet_cancelled_with_its_connection_is_no_revocation(
+    app: Any, announced: list[tuple[str, str]], at_once: bool
+) -> None:
+    """As for an ordinary task, each member is in state RETRY: its message is delivered again."""
+    world = World(app, acks_late=True)
+    pool = GreenletPool(world, at_once=at_once)
+    worker_state.revoked.add("id-2")
+    for request in world.requests:
+        request.cancel(pool)
+    pool.take_turns()
+    assert [app.AsyncResult(id).state for id in IDS] == ["RETRY"] * 3
+    assert announced == [("retry", id) for id in IDS]
+    assert world.said == [[], [], []]
+    assert not worker_state.active_requests
+    assert world.finished
+
+
+@pytest.mark.parametrize("acks_late", [False, True])
+def test_a_batch_that_is_dropped_before_it_is_accepted_is_empty(app: Any, acks_late: bool) -> None:
+    """A pool without processes comes to it later, runs nothing and tells nobody."""
+    world = World(app, acks_late=acks_late)
+    options = world.send()
+    members = options["args"][2]
+    for request in world.requests:
+        worker_state.task_reserved(request)
+    world.job.drop()
+    assert members == []
+    assert world.finished
+    options["accept_callback"](7, 0.0)
+    options["callback"](trace_batch(*options["args"]))
+    assert world.told == []
+    assert world.said == [[], [], []]
+    assert not worker_state.reserved_requests
+    assert not worker_state.requests
+    assert world.finished
+
+
+@pytest.mark.parametrize("callback", ["callback", "error_callback"])
+def test_a_dropped_batch_that_a_process_ran_all_the_same_is_not_told(
+    app: Any, caplog: pytest.LogCaptureFixture, callback: str
+) -> None:
+    """Celery before 5.7 does not forget what it has written to a process."""
+    world = World(app)
+    options = world.send()
+    world.job.drop()
+    options["accept_callback"](7, 0.0)
+    options[callback](OK if callback == "callback" else boom())
+    assert world.told == []
+    assert caplog.records == []
+
+
+def test_a_batch_that_runs_is_not_dropped(app: Any) -> None:
+    """Once the pool has started on a batch it ends as any other."""
+    world = World(app)
+    options = world.send()
+    options["accept_callback"](7, 0.0)
+    world.job.drop()
+    options["callback"](OK)
+    assert world.ids_told("on_success") == IDS
 
 
 @pytest.mark.parametrize("callback", ["accept", "success", "failure", "timeout"])
@@ -310,7 +464,8 @@ def test_a_broken_callback_does_not_lose_the_neighbours(
     call()
     assert world.ids_told(name) == IDS
     assert sum("broken callback" in record.getMessage() for record in caplog.records) == 2
-    assert world.released == 1
+    assert world.released
+    assert world.finished == (callback != "accept")
 
 
 @pytest.mark.parametrize("acks_late", [True, False])
@@ -319,12 +474,15 @@ def test_room_is_released_exactly_once(app: Any, acks_late: bool) -> None:
     world = World(app, acks_late=acks_late)
     options = world.send()
     options["accept_callback"](1, 0.0)
-    assert world.released == (0 if acks_late else 1)
+    assert world.released == (not acks_late)
+    assert not world.finished
     options["timeout_callback"](True, 5)
+    assert not world.finished
     options["timeout_callback"](False, 5)
     options["error_callback"](boom())
     options["callback"](OK)
-    assert world.released == 1
+    assert world.released
+    assert world.finished
 
 
 LIMITS = [
@@ -349,7 +507,9 @@ def test_the_tightest_time_limit_counts(
 
 
 @pytest.mark.parametrize("limit", [["x", None], [None, "x"], 5, [1], [1, 2, 3], {"a": 1}])
-def test_a_member_with_senseless_limits_is_refused_alone(app: Any, limit: Any) -> None:
+def test_a_member_with_senseless_limits_is_refused_alone(
+    app: Any, limit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nonsense in one member's headers rejects that one, and the rest of the batch runs."""
     world = World(app)
     world.requests[1].time_limits = limit
@@ -358,7 +518,11 @@ def test_a_member_with_senseless_limits_is_refused_alone(app: Any, limit: Any) -
     assert world.said[1] == ["reject"]
     options["callback"]((False, [(False, "None")] * 2, 0.1))
     assert world.ids_told("on_success") == ["id-0", "id-2"]
-    assert world.released == 1
+    assert world.released
+    assert world.finished
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "unit.click[id-1]" in line
+    assert isinstance(app.AsyncResult("id-1").result, InvalidTaskError)
 
 
 def test_revoked_members_are_dropped(app: Any) -> None:
@@ -386,14 +550,18 @@ def test_nothing_is_sent_when_all_are_revoked(app: Any) -> None:
     with pytest.raises(TaskRevokedError):
         world.job.execute_using_pool(world.pool)
     assert world.pool.calls == []
-    assert world.released == 1
+    assert world.released
+    assert world.finished
 
 
 def test_terminate_reaches_the_pool_through_any_member(app: Any) -> None:
-    """Each member knows the pool's handle of the batch, as `Request.terminate` needs it."""
+    """What `Request.terminate` tells the pool's handle of an ordinary task, the batch's hears."""
     world = World(app)
     world.send()
-    assert {request._apply_result() for request in world.requests} == {world.pool.handle}
+    for request in world.requests:
+        request.terminate(TerminatingPool(), "TERM")
+    assert world.pool.handle
+    assert world.pool.handle.told == [15, 15, 15]
 
 
 def test_a_pool_without_handles(app: Any) -> None:
@@ -401,7 +569,7 @@ def test_a_pool_without_handles(app: Any) -> None:
     world = World(app)
     world.pool = Pool(handle=False)
     world.send()
-    assert {request._apply_result for request in world.requests} == {None}
+    world.requests[0].terminate(TerminatingPool(), "TERM")
 
 
 def test_body_args_cross_to_the_pool(app: Any) -> None:
@@ -416,7 +584,8 @@ def test_a_system_exit_from_the_pool(app: Any) -> None:
     world = World(app)
     world.send()["callback"](boom())
     assert world.ids_told("on_failure") == IDS
-    assert world.released == 1
+    assert world.released
+    assert world.finished
 
 
 def test_the_limit_of_the_worker_counts_too(app: Any) -> None:
@@ -433,7 +602,8 @@ def test_a_killed_greenlet(app: Any) -> None:
     world.send()["callback"]((False, None, None))
     assert world.ids_told("on_success") == []
     assert world.ids_told("on_failure") == IDS
-    assert world.released == 1
+    assert world.released
+    assert world.finished
 
 
 def test_errors_are_logged_with_the_batch(app: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,27 @@ def test_nonsense_of_protocol_1(payload: Any) -> None:
         check(payload)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in ("id", "shadow", "retries") for value in ([1], 1.5)]
+    + [("shadow", -1), ("retries", -1)]
+    + [("timelimit", value) for value in ([1], "12", ["1", "2"], [float("nan"), None], [-1, 1])]
+    + [("stamps", "x"), ("stamped_headers", [5]), ("id", "\ud800"), ("id", None)],
+    ids=str,
+)
+def test_nonsense_in_the_headers(name: str, value: Any) -> None:
+    """A header that the worker itself goes by has to be of its type, in each protocol."""
+    wrong = {**HEADERS, name: value}
+    body = {**wrong, "args": [], "kwargs": {}}
+    for message, payload in [
+        (make_message([[], {}, {}], wrong), None),
+        (make_message(body), body),
+        (make_message(body, {}), None),
+    ]:
+        with pytest.raises((InvalidTaskError, ValueError)):
+            check_message(message, payload)
+
+
 @pytest.mark.parametrize("make", [protocol_1, protocol_2])
 def test_what_celery_sends_is_let_in(app: Any, make: Any) -> None:
     """Each message that Celery makes is a call."""

@@ -184,7 +184,7 @@ def test_retire_drops_and_cancels(worker: Worker) -> None:
     worker.timer.fire(entry)
     assert worker.batches == []
     assert [message.channel.said for message in messages] == [[], []]
-    assert worker.consumer.qos.value == 4
+    assert worker.consumer.qos.total == 4
 
 
 def test_nothing_enters_a_retired_strategy(worker: Worker) -> None:
@@ -218,7 +218,7 @@ def test_a_reload_keeps_what_is_waiting(worker: Worker) -> None:
     worker.connect()
     assert len(worker.timer.armed) == 1
     assert len(worker_state.reserved_requests) == 2
-    assert worker.consumer.qos.value == 4 + 3, "the room for a batch is still there"
+    assert worker.consumer.qos.total == 4 + 3, "the room for a batch is still there"
     worker.receive()
     assert worker.batches == [("size", ["id-0", "id-1", "id-2"])]
     assert worker.strategy.task.flush_every == 3
@@ -286,8 +286,11 @@ def test_a_rejected_request_never_enters_the_buffer(worker: Worker) -> None:
     )
     request.acknowledged = True
     before = worker.waiting
+    worker_state.task_reserved(request)
     worker.strategy.add(request)
     assert worker.waiting == before
+    assert request.id not in worker_state.requests
+    assert request not in worker_state.reserved_requests
 
 
 def test_an_eta_is_the_timers(worker: Worker) -> None:
@@ -302,13 +305,11 @@ def test_an_eta_is_the_timers(worker: Worker) -> None:
 
 def test_an_eta_counts_in_prefetch_until_it_is_due(worker: Worker) -> None:
     """What waits for its ETA is charged as Celery does: one more until it is ready."""
-    worker.strategy.start()
-    before = worker.consumer.qos.value
     worker.receive(countdown=60)
-    assert worker.consumer.qos.value == before + 1
+    assert worker.consumer.qos.total == 4 + 1
     (entry,) = worker.timer.armed
     worker.timer.fire(entry)
-    assert worker.consumer.qos.value == before
+    assert worker.consumer.qos.total == 4 + 3
     assert worker.waiting == 1
 
 
@@ -322,6 +323,31 @@ def test_the_interval_of_an_eta_starts_when_it_is_ready(worker: Worker) -> None:
     worker.receive()
     worker.receive()
     assert worker.batches == [("size", ["id-0", "id-1", "id-2"])]
+
+
+@pytest.mark.parametrize("reloads", [1, 2])
+def test_an_eta_that_outlives_a_reload_is_run(worker: Worker, reloads: int) -> None:
+    """A call that waited for its ETA while tasks were reloaded joins the buffer that is new."""
+    worker.receive(countdown=60)
+    (entry,) = worker.timer.armed
+    for _ in range(reloads):
+        worker.connect()
+    worker.timer.fire(entry)
+    assert worker.waiting == 1
+    assert len(worker_state.reserved_requests) == 1
+    worker.let_time_pass(10)
+    assert worker.batches == [("interval", ["id-0"])]
+
+
+def test_an_eta_that_outlives_a_reload_and_its_connection_is_dropped(worker: Worker) -> None:
+    """The same call does not run from here when the connection is lost after the reload."""
+    worker.receive(countdown=60)
+    (entry,) = worker.timer.armed
+    worker.connect()
+    worker.strategy.retire()
+    worker.timer.fire(entry)
+    assert worker.waiting == 0
+    assert not worker_state.reserved_requests
 
 
 def test_an_eta_that_outlives_its_connection_is_dropped(worker: Worker) -> None:
@@ -349,16 +375,61 @@ def test_expired_on_receipt(worker: Worker) -> None:
     assert message.channel.said == [("ack", "tag")]
 
 
-def test_the_step_opens_and_closes(worker: Worker) -> None:
-    """When the consumer starts there is room for a whole batch, and none is left when it stops."""
+def test_there_is_room_while_a_batch_fills(worker: Worker) -> None:
+    """The broker may deliver a batch more from its first request on, until nothing comes in."""
+    qos = worker.consumer.qos
+    assert qos.total == 4
+    worker.receive()
+    assert qos.total == 4 + 3
+    for _ in range(2):
+        worker.receive()
+    assert qos.total == 4 + 3 + 2, "one batch on its way, and room for the next"
+    worker.consumer.sent[0]._finish()
+    assert qos.total == 4 + 3
+    worker.let_time_pass(10)
+    assert qos.total == 4
+    worker.receive()
+    worker.let_time_pass(10)
+    assert qos.total == 4, "a batch of one is an ordinary task"
+
+
+def test_a_task_without_requests_takes_no_room(app: Any, clock: Clock, worker: Worker) -> None:
+    """What other tasks may hold is not more for a batch task that nothing comes in for."""
+    BatchesStep(worker.consumer).start(worker.consumer)
+    assert worker.consumer.prefetch_counts == [4]
+
+
+def test_the_step_ends_what_fills(worker: Worker) -> None:
+    """When the consumer stops there is no room left over, and nothing waits."""
     step = BatchesStep(worker.consumer)
     worker.consumer.strategies["ordinary"] = lambda *args: None
     step.start(worker.consumer)
-    assert worker.consumer.qos.value == 4 + 3
     worker.receive()
+    assert worker.consumer.qos.total == 4 + 3
     step.stop(worker.consumer)
-    assert worker.consumer.qos.value == 4
+    assert worker.consumer.qos.total == 4
     assert worker.waiting == 0
+
+
+def test_the_step_shows_the_whole_prefetch_count(worker: Worker) -> None:
+    """`inspect stats` has the count that the broker is told, where Celery has its own."""
+    step = BatchesStep(worker.consumer)
+    step.start(worker.consumer)
+    worker.receive()
+    assert step.info(worker.consumer) == {"prefetch_count": 4 + 3}
+
+
+def test_a_batch_that_cannot_be_sent_is_not_charged(worker: Worker) -> None:
+    """What the pool does not take does not count as on its way."""
+
+    def refuse(job: Any) -> None:
+        raise OSError("the pool is gone")
+
+    worker.consumer.on_task_request = refuse
+    for _ in range(3):
+        worker.receive()
+    assert worker.consumer.qos.total == 4 + 3
+    assert worker.consumer.qos.busy(0, 0) == 0
 
 
 @pytest.mark.parametrize("state", [bootsteps.CLOSE, bootsteps.TERMINATE])
@@ -379,6 +450,16 @@ def test_a_worker_that_stops_sends_its_buffer_back(worker: Worker, state: int) -
     assert said == ["cancel", "id-1 True", "id-0 True"]
 
 
+def test_a_worker_that_stops_without_a_connection_retires_its_buffer(worker: Worker) -> None:
+    """An error in the middle of a reconnect may end the worker: there is no broker to tell."""
+    message = worker.receive()
+    worker.consumer.blueprint.state = bootsteps.TERMINATE
+    worker.consumer.connection = None
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert message.channel.said == []
+    assert worker.timer.armed == []
+
+
 def test_what_comes_after_that_goes_back_too(worker: Worker) -> None:
     """A message that was on its way when the worker stopped is not kept."""
     worker.strategy.retire(requeue=True)
@@ -394,10 +475,46 @@ def test_a_lost_connection_sends_nothing(worker: Worker) -> None:
     assert worker.consumer.cancelled == 0
 
 
-def test_the_room_is_there_before_the_first_message(worker: Worker) -> None:
-    """The broker is told of the room when the consumer starts, not when the loop comes round."""
-    BatchesStep(worker.consumer).start(worker.consumer)
-    assert worker.consumer.prefetch_counts == [4 + 3]
+def test_a_lost_connection_drops_the_batches_that_wait_for_the_pool(worker: Worker) -> None:
+    """The broker delivers what was not started on again; what runs, runs on."""
+    for _ in range(6):
+        worker.receive()
+    running, waiting = worker.consumer.sent
+    running.on_accepted(1, 0.0)
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert [len(job.requests) for job in (running, waiting)] == [3, 0]
+    assert set(worker_state.requests) == {"id-0", "id-1", "id-2"}
+
+
+def test_a_worker_that_stops_drops_no_batch(worker: Worker) -> None:
+    """Its connection goes on until the batches that it has sent to the pool have ended."""
+    for _ in range(3):
+        worker.receive()
+    worker.consumer.blueprint.state = bootsteps.CLOSE
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert worker.batches == [("size", ["id-0", "id-1", "id-2"])]
+
+
+def test_nothing_is_flushed_between_the_loss_of_a_connection_and_its_end(worker: Worker) -> None:
+    """With greenlets, timers go on while Celery closes it: for an interval, and for an ETA."""
+    worker.receive()
+    worker.receive()
+    worker.consumer.connection = None
+    worker.let_time_pass(10)
+    worker.receive()
+    assert worker.batches == []
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert not worker_state.reserved_requests
+
+
+def test_a_worker_that_stops_without_a_connection_lets_go(worker: Worker) -> None:
+    """As it does if Celery fails to clean up after a lost connection."""
+    message = worker.receive()
+    worker.consumer.blueprint.state = bootsteps.TERMINATE
+    worker.consumer.connection = None
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert worker.waiting == 0
+    assert message.channel.said == []
 
 
 def test_static_prefetch_has_room_for_batches_that_run(worker: Worker) -> None:
@@ -406,17 +523,23 @@ def test_static_prefetch_has_room_for_batches_that_run(worker: Worker) -> None:
     worker.consumer.qos_global = False
     BatchesStep(worker.consumer).start(worker.consumer)
     assert worker.consumer.prefetch_counts == [4 + 3 * (2 + 1)]
+    worker.receive()
+    worker.let_time_pass(10)
+    worker.connect()
+    assert worker.consumer.qos.total == 4 + 3 * (2 + 1), "also after a reload"
 
 
 def test_what_a_worker_holds_is_bounded(worker: Worker) -> None:
     """Batches on their way are charged as one each, and nothing is left over when they are done."""
-    worker.strategy.start()
     for _ in range(6):
         worker.receive()
-    assert worker.consumer.qos.value == 4 + 3 + 2 * 2
+    assert worker.consumer.qos.total == 4 + 3 + 2 * 2
+    for _ in range(60):
+        worker.receive()
+    assert worker.consumer.qos.total == 3 * (4 + 1)
     for job in worker.consumer.sent:
-        job._release()
-    assert worker.consumer.qos.value == 4 + 3
+        job._finish()
+    assert worker.consumer.qos.total == 4 + 3
 
 
 def test_a_flush_that_fails_is_logged_and_hurts_nobody(
