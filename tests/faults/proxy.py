@@ -3,7 +3,7 @@
 import contextlib
 import select
 import socket
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from types import TracebackType
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,6 +18,8 @@ class Proxy:
         self._target = (parts.hostname or LOCALHOST, parts.port or 0)
         self._lock = Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._flowing = Event()
+        self._flowing.set()
         self._listener = socket.create_server((LOCALHOST, 0))
         login, at, _ = parts.netloc.rpartition("@")
         netloc = f"{login}{at}{LOCALHOST}:{self._listener.getsockname()[1]}"
@@ -35,8 +37,15 @@ class Proxy:
         # Accepting is not interrupted by a close.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.thaw()
         self.cut()
         self._thread.join()
+
+    @property
+    def clients(self) -> list[str]:
+        """The address and port of each connection, as the broker sees them."""
+        with self._lock:
+            return ["{}:{}".format(*far.getsockname()) for _, far in self._pairs]
 
     def cut(self) -> int:
         """Close every connection, as a broker does that goes away; return how many."""
@@ -48,23 +57,42 @@ class Proxy:
                     end.shutdown(socket.SHUT_RDWR)
         return len(pairs)
 
+    def freeze(self) -> None:
+        """Forward nothing any more and close nothing, as a network does that drops packets."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Forward what has been held up by `freeze`, and all that follows."""
+        self._flowing.set()
+
     def _accept(self) -> None:
         while True:
             try:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            pair = near, socket.create_connection(self._target)
-            with self._lock:
-                self._pairs.append(pair)
-            Thread(target=self._forward, args=pair, daemon=True).start()
+            Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        self._flowing.wait()
+        try:
+            far = socket.create_connection(self._target)
+        except OSError:  # The broker is away.
+            near.close()
+            return
+        with self._lock:
+            self._pairs.append((near, far))
+        with near, far, contextlib.suppress(OSError):
+            self._forward(near, far)
+        with self._lock, contextlib.suppress(ValueError):
+            self._pairs.remove((near, far))
 
     def _forward(self, near: socket.socket, far: socket.socket) -> None:
         other = {near: far, far: near}
-        with near, far, contextlib.suppress(OSError):
-            while True:
-                for ready in select.select([near, far], [], [])[0]:
-                    data = ready.recv(1 << 16)
-                    if not data:
-                        return
-                    other[ready].sendall(data)
+        while True:
+            for ready in select.select([near, far], [], [])[0]:
+                data = ready.recv(1 << 16)
+                self._flowing.wait()
+                if not data:
+                    return
+                other[ready].sendall(data)

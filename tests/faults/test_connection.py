@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from celery import VERSION
 from faults.proxy import Proxy
 
 CUTS = 4
@@ -17,12 +18,24 @@ def wait_for(reports, event, wanted):
     reports.wait(count, wanted, what=f"calls in reports of {event!r}")
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-@pytest.mark.parametrize("name", ["early", "late"])
+@pytest.mark.parametrize(
+    ("name", "pool"),
+    [
+        ("early", "prefork"),
+        ("late", "prefork"),
+        ("early", "threads"),
+        ("late", "threads"),
+        ("early", "solo"),
+        pytest.param("late", "gevent", marks=pytest.mark.gevent),
+    ],
+)
 def test_a_connection_is_lost_while_the_buffer_is_part_filled(
     name, pool, broker, deploy, monkeypatch
 ):
-    site = deploy("faults_app", broker)
+    if pool in ("threads", "gevent") and broker.startswith("amqp") and VERSION < (5, 7):
+        pytest.skip("this Celery mixes up what its threads say on AMQP after a reconnect")
+    # By default, Celery 5.7 does so too.
+    site = deploy("faults_app", broker, worker_enable_prefetch_count_reduction=False)
     task = getattr(site.module, name)
     sent = 0
     with Proxy(broker) as proxy:
@@ -30,6 +43,9 @@ def test_a_connection_is_lost_while_the_buffer_is_part_filled(
         monkeypatch.setenv("CELERY_BROKER_URL", proxy.url)
         site.module.app.conf.broker_url = broker
         with site.worker(pool) as worker:
+            if pool == "gevent" and broker.startswith("amqp"):
+                # After a reconnect, Celery 5.7 may not stop then, whatever its tasks are.
+                worker.stop = lambda: worker.kill() or 0
             monkeypatch.delenv("CELERY_BROKER_URL")
             for cut in range(1, CUTS + 1):
                 # Two batches that are run at once, and four calls that wait in the buffer.
@@ -38,15 +54,21 @@ def test_a_connection_is_lost_while_the_buffer_is_part_filled(
                 wait_for(site.reports, "run", sent + 20)
                 # Redis forgets what is on the wire when a connection is cut: any task is lost then.
                 wait_for(site.reports, "received", sent + 24)
+                if name == "late":
+                    # All that has run is acknowledged. With greenlets on AMQP, Celery never
+                    # consumes again if an acknowledgement is the first to meet the lost connection.
+                    site.wait_until_active(worker, 0, waiting=4)
                 assert proxy.cut() >= 1
                 worker.wait_for_log(r"Connected to ", cut + 1)
                 # The interval goes on being kept, on the connection that has taken its place.
                 sent += 24
                 wait_for(site.reports, "run", sent)
+            if pool == "gevent":
+                site.wait_until_active(worker, 0)
         ran = Counter(n for report in site.reports.of("run") for n in report["numbers"])
     assert sorted(ran) == list(range(sent))
     assert max(len(report["numbers"]) for report in site.reports.of("run")) == 10
     twice = [number for number, runs in ran.items() if runs > 1]
     # Those of the buffer are delivered again, and run once.
-    assert [number for number in twice if number % 24 >= 20] == []
+    assert [number for number in twice if name == "late" or number % 24 >= 20] == []
     assert site.messages_left() == 0

@@ -1,0 +1,94 @@
+"""What Redis itself did with each message, read from its append-only file.
+
+Redis writes down each change before it answers, so this is proof of what the broker did, whoever
+was killed meanwhile. A message that waits is in a list; kombu takes it from there (``BRPOP``, which
+is written down as ``RPOP``), and with a command of its own then notes it as unacknowledged
+(``HSET``). In between nobody has it but the answer that is on its way: if the connection is cut,
+or the worker or the broker is killed then, it is lost, of whatever task it is.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_commands(directory: Path) -> Iterator[list[bytes]]:
+    """Read the commands of a Redis whose directory this is, which has never rewritten them."""
+    for path in sorted((directory / "appendonlydir").glob("*.incr.aof")):
+        with path.open("rb") as file:
+            while line := file.readline():
+                if line.startswith(b"*") and line.endswith(b"\n"):
+                    yield [_read_word(file) for _ in range(int(line[1:]))]
+
+
+def _read_word(file) -> bytes:
+    return file.read(int(file.readline()[1:]) + 2)[:-2]
+
+
+class Journal:
+    """What has become of each message of a queue, by its id, according to the commands."""
+
+    def __init__(self, commands: Iterator[list[bytes]], prefix: str, queue: str) -> None:
+        #: ``waiting``, ``popped``, ``unacked`` or ``acked``.
+        self.states: dict[str, str] = {}
+        #: What was put into the queue and had been there, without being sent back.
+        self.pushed_twice: set[str] = set()
+        self._queue = f"{prefix}{queue}".encode()
+        self._unacked = f"{prefix}unacked".encode()
+        self._lists: dict[bytes, deque[str]] = {}
+        self._ids: dict[bytes, str] = {}
+        #: What this transaction takes out of the unacknowledged ones.
+        self._taken_out: set[str] = set()
+        for name, *arguments in commands:
+            handler = getattr(self, f"_{name.decode().lower()}", None)
+            if handler is not None:
+                handler(*arguments)
+
+    def of(self, state: str) -> set[str]:
+        return {number for number, now in self.states.items() if now == state}
+
+    def _multi(self) -> None:
+        self._taken_out.clear()
+
+    _exec = _multi
+
+    def _lpush(self, key: bytes, *payloads: bytes) -> None:
+        for payload in payloads:
+            self._push(key, payload, left=True)
+
+    def _rpush(self, key: bytes, *payloads: bytes) -> None:
+        for payload in payloads:
+            self._push(key, payload, left=False)
+
+    def _push(self, key: bytes, payload: bytes, *, left: bool) -> None:
+        if not key.startswith(self._queue):
+            return
+        number = _id_of(json.loads(payload))
+        if number in self.states and number not in self._taken_out:
+            self.pushed_twice.add(number)
+        waiting = self._lists.setdefault(key, deque())
+        (waiting.appendleft if left else waiting.append)(number)
+        self.states[number] = "waiting"
+
+    def _rpop(self, key: bytes) -> None:
+        if key in self._lists:
+            self.states[self._lists[key].pop()] = "popped"
+
+    def _hset(self, key: bytes, *pairs: bytes) -> None:
+        if key == self._unacked:
+            for tag, noted in zip(pairs[::2], pairs[1::2], strict=True):
+                number = _id_of(json.loads(noted)[0])
+                self._ids[tag] = number
+                self.states[number] = "unacked"
+
+    def _hdel(self, key: bytes, *tags: bytes) -> None:
+        if key == self._unacked:
+            for tag in tags:
+                number = self._ids[tag]
+                self._taken_out.add(number)
+                self.states[number] = "acked"
+
+
+def _id_of(payload) -> str:
+    return str(payload["headers"]["id"])
