@@ -6,10 +6,13 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip -qq --disable-pip-version-check
 SPHINX = $(BIN)/sphinx-build -q -W -n --keep-going -b html docs docs/_build/html
 MATRIX = ends
+FAULTS ?= 55
 ARGS =
+# Most tests wait, for workers and brokers: more at a time than there are processors.
+JOBS = 3
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types dist installed peers docs bench matrix clean
+.PHONY: help demo test lint types dist installed peers docs bench soak faults matrix clean
 
 help:
 	@echo "make demo     see it work: one worker, one batch task, what it saves"
@@ -18,11 +21,14 @@ help:
 	@echo "make types    mypy --strict"
 	@echo "make dist     sdist and wheel in dist/, checked"
 	@echo "make docs     the documentation, in docs/_build/html"
-	@echo "make bench    the benchmarks"
+	@echo "make bench    this package beside its peers; ARGS='--list' for the cases"
+	@echo "make soak     a million messages through one worker, whose memory has to stay flat"
+	@echo "make faults   110 faults on brokers of its own, and what became of each message (10 minutes)"
 	@echo "make matrix   the tests on every Python found here, with the oldest and newest Celery"
 	@echo "              (MATRIX=full: with every Celery)"
 	@echo "make clean    remove all of the above, and stop the services that were started"
-	@echo "Options: PYTHON=python3.12 (for a new .venv), ARGS='tests/unit -k buffer' (for pytest)"
+	@echo "Options: PYTHON=python3.12 (for a new .venv), ARGS='tests/unit -k buffer' (for pytest,"
+	@echo "         or what else is run)"
 
 # The tools and what the tests need, installed anew when pyproject.toml changes.
 $(VENV)/tools.stamp: pyproject.toml
@@ -37,7 +43,7 @@ $(VENV)/matrix.stamp: $(VENV)/tools.stamp
 
 test: lint types installed peers
 	rm -f .coverage .coverage.*
-	$(BIN)/python scripts/services.py run $(BIN)/coverage run $(BIN)/pytest $(ARGS)
+	$(BIN)/python scripts/services.py run $(BIN)/coverage run $(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	$(SPHINX)
@@ -60,12 +66,16 @@ installed: dist
 	$(PIP) install --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python scripts/check_installed.py
 
-# Flower, and the original of this package: nothing is done where they are there already.
+# Flower, the original of this package, and what is measured beside it: what is there is left alone.
 peers: $(VENV)/tools.stamp
 	$(BIN)/python scripts/peers.py
 
 docs: installed
 	$(SPHINX)
+
+# For each of two brokers, so many faults; the tests start the brokers.
+faults: installed
+	FAULTS=$(FAULTS) $(BIN)/pytest tests/faults/test_ledger.py $(ARGS)
 
 matrix: $(VENV)/matrix.stamp peers
 	$(BIN)/python scripts/services.py run $(BIN)/python scripts/matrix.py $(MATRIX)
@@ -78,11 +88,17 @@ demo: .venv-demo/demo.stamp
 	.venv-demo/bin/python -m pip -qq --disable-pip-version-check install . "kombu[redis]"
 	@touch $@
 
-bench: installed
-	@test -f benchmarks/run.py || { echo "Benchmarks live in benchmarks/; there is no benchmarks/run.py yet."; exit 2; }
+$(VENV)/bench.stamp: $(VENV)/tools.stamp
+	$(PIP) install --upgrade --group bench
+	@touch $@
+
+bench: installed peers $(VENV)/bench.stamp
 	$(BIN)/python scripts/services.py run $(BIN)/python benchmarks/run.py $(ARGS)
+
+soak: installed
+	$(BIN)/python scripts/services.py run $(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean:
 	-test ! -d .services || $(PYTHON) scripts/services.py down
-	rm -rf $(VENV) .venv-demo .venv-flower .venv-original .services .tox .coverage .coverage.* .hypothesis .mypy_cache
+	rm -rf $(VENV) .venv-demo .venv-flower .venv-original .venv-bench-* .services .tox .coverage .coverage.* .hypothesis .mypy_cache
 	rm -rf .pytest_cache .ruff_cache dist build docs/_build htmlcov

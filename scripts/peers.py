@@ -4,9 +4,10 @@
     peers.py NAME ...   of these
 
 `flower` is the monitor that users watch their tasks with, `original` is celery-batches 0.11, which
-this package is compared with. They live apart from what the tests need: all that they share is the
-broker. An environment that has what is listed here is left as it is. Where one cannot be installed
-this says so, and its tests are skipped; with CI=true that is an error.
+this package is compared with. `bench-...` are what the benchmarks measure beside it: the original,
+Celery and kombu, all on one Celery. They live apart from what the tests need: all that they share
+is the broker. An environment that has what is listed here is left as it is. Where one cannot be
+installed this says so, and its tests are skipped; with CI=true that is an error.
 """
 
 import json
@@ -16,10 +17,17 @@ import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent
+CELERY = ["celery>=5.7,<5.8", "kombu[redis]>=5.7,<5.8", "gevent"]
 REQUIREMENTS = {
     "flower": ["flower>=2", "kombu[redis]"],
     "original": ["celery-batches==0.11", "kombu[redis]"],
+    "bench-original": CELERY,
+    "bench-celery": CELERY,
+    "bench-kombu": ["kombu[redis]>=5.7,<5.8"],
 }
+#: Installed without their dependencies: celery-batches 0.11 asks for a Celery before 5.7, but runs
+#: on it, and only what runs on the same Celery can be compared.
+BARE = {"bench-original": ["celery-batches==0.11"]}
 IN_CI = os.environ.get("CI") == "true"
 
 
@@ -30,7 +38,7 @@ def home(name: str) -> Path:
 def find(name: str) -> Path | None:
     """The Python that has this peer, if it was installed here."""
     python, stamp = home(name) / "bin" / "python", home(name) / "peer.stamp"
-    wanted = REQUIREMENTS[name]
+    wanted = _wanted(name)
     if python.exists() and stamp.exists() and json.loads(stamp.read_text()) == wanted:
         return python
     return None
@@ -46,10 +54,16 @@ def install(name: str) -> Path:
     python = home(name) / "bin" / "python"
     venv = [sys.executable, str(SCRIPTS / "venv.py"), str(home(name))]
     subprocess.run(venv, check=True, stdout=sys.stderr)
-    pip = [str(python), "-m", "pip", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--upgrade", *REQUIREMENTS[name]], check=True)
-    (home(name) / "peer.stamp").write_text(json.dumps(REQUIREMENTS[name]))
+    pip = [str(python), "-m", "pip", "-qq", "--disable-pip-version-check", "install", "--upgrade"]
+    subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
+    if name in BARE:
+        subprocess.run([*pip, "--no-deps", *BARE[name]], check=True)
+    (home(name) / "peer.stamp").write_text(json.dumps(_wanted(name)))
     return python
+
+
+def _wanted(name: str) -> list[str]:
+    return [*REQUIREMENTS[name], *BARE.get(name, [])]
 
 
 def main(names: list[str]) -> int:

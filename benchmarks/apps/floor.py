@@ -1,0 +1,65 @@
+"""Receives and acknowledges, with kombu alone: no consumer of its messages can do with less."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import recording
+from kombu import Connection, Consumer, Exchange, Queue
+
+#: Messages for each record: a worker for batches does not write one for each message either.
+EVERY = 100
+
+SETTINGS = recording.SETTINGS
+
+
+class Floor:
+    """Counts what has come."""
+
+    def __init__(self) -> None:
+        self.first = True
+        self.unrecorded = 0
+        self.last = 0.0
+
+    def on_message(self, message: Any) -> None:
+        if self.first:
+            self.first = False
+            recording.note_first()
+        if SETTINGS["stamped"]:
+            recording.record_waits([message.payload[0][0]])
+        message.ack()
+        self.unrecorded += 1
+        self.last = recording.clock()
+        if self.unrecorded >= EVERY:
+            self.record()
+
+    def record(self) -> None:
+        if self.unrecorded:
+            recording.record_body(self.unrecorded, self.last)
+            self.unrecorded = 0
+
+
+def main() -> None:
+    floor, name = Floor(), SETTINGS["queue"]
+    queue = Queue(name, Exchange(name), routing_key=name)
+    options = SETTINGS["transport_options"]
+    with Connection(SETTINGS["broker_url"], transport_options=options) as connection:
+        consumer = Consumer(
+            connection.channel(),
+            [queue],
+            on_message=floor.on_message,
+            accept=["json"],
+            prefetch_count=SETTINGS["prefetch_count"],
+        )
+        with consumer:
+            # For the last few: a time-out of `drain_events` would cost something for each message.
+            signal.signal(signal.SIGALRM, lambda *_: floor.record())
+            signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+            recording.note_ready()
+            while True:
+                connection.drain_events()
+
+
+if __name__ == "__main__":
+    main()
