@@ -8,7 +8,7 @@ processes is the worker's budget. Beyond it there is room for
 
 So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most, and a task
 that nothing comes in for takes no room. The broker is told of whole batches, never of single
-messages, since on AMQP each change is a round trip.
+messages, and on AMQP without waiting for its answer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from threading import RLock
 from types import MethodType
 from typing import Any
 
+import amqp
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from kombu.common import PREFETCH_COUNT_MAX, QoS
+
+from .compat import has_static_prefetch
 
 __all__ = (
     "Charge",
@@ -30,12 +33,10 @@ __all__ = (
     "count_batches_as_one",
     "prefetch_of",
     "warn_of_prefetch_limit",
+    "without_waiting",
 )
 
 logger = get_logger(__name__)
-
-#: How often the broker is told in a row, if each time messages come in meanwhile.
-ROUNDS = 100
 
 TOO_MANY = (
     "Task %s: flush_every is %d, and a broker can be told to deliver at most %d messages ahead: "
@@ -76,21 +77,22 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
     Arguments:
         counter: The counter that Celery has made for the connection.
         budget: Returns how many tasks the worker may hold, 0 meaning that there is no limit.
-        wake: Has the event loop come round soon.
+        tell: Tells the broker; by default, what Celery does so with.
     """
 
     def __init__(
-        self, counter: QoS, budget: Callable[[], int], wake: Callable[[], Any] = lambda: None
+        self,
+        counter: QoS,
+        budget: Callable[[], int],
+        tell: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(counter.callback, counter.value)
+        super().__init__(tell or counter.callback, counter.value)
         # `worker_eta_task_limit`, in Kombu 5.5 and newer: no limit for batches.
         self.max_prefetch = getattr(counter, "max_prefetch", None)
         self._budget = budget
-        self._wake = wake
-        # Not kombu's own: Celery replaces that by one that locks nothing, and it would be held
-        # while the broker is told. Then more messages may come in, and with gevent wait until a
-        # batch has ended. It can be taken again: a signal handler that stops the pool has
-        # callbacks run.
+        # Not kombu's own: Celery replaces that by one that locks nothing, and it is held while the
+        # broker is told. It can be taken again: a signal handler that stops the pool has callbacks
+        # run.
         self._lock = RLock()
         self._told: int | None = None
         self._filling = 0
@@ -114,28 +116,14 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
             return min(value + self._filling + on_their_way, int(PREFETCH_COUNT_MAX))
 
     def set(self, pcount: int) -> int:
-        """Tell the broker, if that is news. As in kombu, ``prev`` is what it was set to last.
-
-        On AMQP, messages may come in before the broker's answer, and with that there may be nothing
-        left to read that would have the event loop come round to tell the broker what they need.
-        """
+        """Tell the broker, if that is news. As in kombu, ``prev`` is what it was set to last."""
         with self._mutex:
-            for _ in range(ROUNDS):
-                if self._tell():
-                    return pcount
-        # There are more and more. Others want to be heard as well.
-        self._wake()
+            self.prev = self._told
+            self._told = super().set(self.total)
+            with self._lock:
+                # Other threads, or what came in while the broker was told, may have changed it.
+                self.prev = self.value if self._told == self.total else None
         return pcount
-
-    def _tell(self) -> bool:
-        """Tell the broker; return whether it knows all then."""
-        self.prev = self._told
-        self._told = super().set(self.total)
-        with self._lock:
-            value = self.value
-            told: bool = self._told == self.total
-            self.prev = value if told else None
-        return told
 
     def make_room(self, messages: int) -> None:
         """Let the broker deliver that many more, or fewer if it is negative."""
@@ -217,6 +205,32 @@ class PrefetchRoom:
 def prefetch_of(consumer: Any) -> Prefetch | None:
     """Return the consumer's counter, if it is one that has room for batches."""
     return consumer.qos if isinstance(consumer.qos, Prefetch) else None
+
+
+def without_waiting(consumer: Any) -> Callable[[int], Any] | None:
+    """Return what tells an AMQP broker of a prefetch count and does not wait for its answer.
+
+    py-amqp's ``basic_qos`` reads from the connection until the answer comes. Meanwhile messages
+    come in that nobody tells the broker of, a frozen network holds up all the worker does, and a
+    signal handler that ends the worker reads amid what is being read. Nothing needs that answer:
+    a broker goes through what it is told in order, and closes the channel if it objects.
+
+    Returns:
+        None for any other broker, and where the count is for new consumers only.
+    """
+    channel = consumer.task_consumer.channel
+    if getattr(type(channel), "basic_qos", None) is not amqp.Channel.basic_qos:
+        return None
+    # RabbitMQ's meaning of a count for all consumers of a channel, which Celery asks for there.
+    if consumer.connection.qos_semantics_matches_spec or has_static_prefetch(consumer):
+        return None
+
+    def tell(prefetch_count: int) -> None:
+        consumer.task_consumer.channel.send_method(
+            amqp.spec.Basic.Qos, "lBb", (0, prefetch_count, True)
+        )
+
+    return tell
 
 
 def warn_of_prefetch_limit(task: Any, budget: int) -> None:

@@ -75,6 +75,7 @@ from .prefetch import (
     count_batches_as_one,
     prefetch_of,
     warn_of_prefetch_limit,
+    without_waiting,
 )
 from .strangers import Strategies
 from .visibility import warn_of_eta, warn_of_visibility_timeout
@@ -408,12 +409,7 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         """Have a prefetch count with room for batches. Celery's step has made its own by now."""
         if type(c.strategies) is dict:  # It may have a table of its own: `Consumer.Strategies`.
             c.strategies = Strategies(c)
-        c.qos = Prefetch(
-            c.qos,
-            budget=lambda: c.initial_prefetch_count,
-            # Later than now, or it would be over before the loop waits.
-            wake=lambda: c.timer.call_after(0.01, _nothing),
-        )
+        c.qos = Prefetch(c.qos, lambda: c.initial_prefetch_count, without_waiting(c))
         strategies = self._strategies(c)
         for strategy in strategies:
             warn_of_prefetch_limit(strategy.task, c.initial_prefetch_count)
@@ -456,7 +452,3 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
     def _strategies(self, c: Any) -> list[BatchStrategy]:
         found = [strategy_of(c, name) for name in list(c.strategies)]
         return [strategy for strategy in found if strategy is not None]
-
-
-def _nothing() -> None:
-    """What the event loop comes round for, when that is all there is to it."""

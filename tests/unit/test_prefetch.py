@@ -7,6 +7,7 @@ from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
+import amqp
 import pytest
 from celery.worker import state as worker_state
 from hypothesis import given
@@ -15,12 +16,12 @@ from kombu.common import QoS
 from kombu.transport.virtual import QoS as VirtualQoS
 
 from celery_batches.prefetch import (
-    ROUNDS,
     Charge,
     Prefetch,
     PrefetchRoom,
     count_batches_as_one,
     warn_of_prefetch_limit,
+    without_waiting,
 )
 
 
@@ -32,14 +33,9 @@ class Consumer:
         #: What the broker was told.
         self.told: list[int] = []
         counter = QoS(lambda prefetch_count: self.told.append(prefetch_count), budget, **options)
-        #: How often the event loop was woken up.
-        self.woken = 0
-        self.qos = Prefetch(counter, lambda: self.initial_prefetch_count, self._wake)
+        self.qos = Prefetch(counter, lambda: self.initial_prefetch_count)
         self.controller = SimpleNamespace()
         self.pool = SimpleNamespace(num_processes=2)
-
-    def _wake(self) -> None:
-        self.woken += 1
 
     def loop(self) -> list[int]:
         """What Celery's event loop does each time it comes round; returns what was told."""
@@ -134,7 +130,7 @@ def test_the_broker_is_told_once_of_what_has_come_together() -> None:
 
 
 def test_room_that_is_made_while_the_broker_is_told() -> None:
-    """py-amqp hands out messages while it waits for the answer: what they need is told next."""
+    """Where the answer is waited for, messages may come in: what they need is told next."""
     consumer = Consumer(4)
     first, second = PrefetchRoom(consumer, 10), PrefetchRoom(consumer, 20)
 
@@ -144,23 +140,60 @@ def test_room_that_is_made_while_the_broker_is_told() -> None:
 
     consumer.qos.callback = basic_qos
     first.open()
-    assert consumer.loop() == [4 + 10, 4 + 10 + 20]
+    assert consumer.loop() == [4 + 10]
+    assert consumer.loop() == [4 + 10 + 20]
     assert consumer.loop() == []
-    assert consumer.woken == 0
 
 
-def test_the_broker_is_not_told_for_ever() -> None:
-    """Where each answer comes with more messages, the loop goes on, and comes back soon."""
-    consumer = Consumer(4)
+class Channel(amqp.Channel):  # type: ignore[misc]  # py-amqp is not typed
+    """Of a connection that nobody reads from."""
 
-    def basic_qos(prefetch_count: int) -> None:
-        consumer.told.append(prefetch_count)
-        consumer.qos.increment_eventually()  # As Celery does for a request with an ETA.
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.waited_for: list[Any] = []
 
-    consumer.qos.callback = basic_qos
-    assert consumer.loop() == list(range(4, 4 + ROUNDS))
-    assert consumer.woken == 1
-    assert consumer.loop()[0] == 4 + ROUNDS
+    def send_method(self, *args: Any, wait: Any = None, **options: Any) -> None:
+        self.sent.append((args, options))
+        self.waited_for.append(wait)
+
+
+def consumer_on(channel: Any, *, global_: bool = True) -> Any:
+    """Return a consumer whose messages come in on that channel."""
+    return SimpleNamespace(
+        connection=SimpleNamespace(
+            qos_semantics_matches_spec=not global_, transport=SimpleNamespace(driver_type="amqp")
+        ),
+        qos_global=global_,
+        task_consumer=SimpleNamespace(channel=channel),
+    )
+
+
+def test_an_amqp_broker_is_told_what_py_amqp_tells_it_and_not_waited_for() -> None:
+    consumer = consumer_on(channel := Channel())
+    tell = without_waiting(consumer)
+    assert tell is not None
+    tell(7)
+    channel.basic_qos(0, 7, True)
+    ours, celerys = channel.sent
+    assert ours == celerys
+    assert channel.waited_for[0] is None
+    assert channel.waited_for[1] is not None
+
+
+def test_brokers_that_are_told_in_celerys_way() -> None:
+    """Others than AMQP, counts of single consumers, and channels with a way of their own."""
+
+    class Own(Channel):
+        def basic_qos(self, *args: Any, **options: Any) -> None:
+            """Do something else."""
+
+    assert without_waiting(consumer_on(Channel())) is not None
+    for consumer in (
+        consumer_on(SimpleNamespace()),
+        consumer_on(Own()),
+        consumer_on(Channel(), global_=False),
+    ):
+        assert without_waiting(consumer) is None
 
 
 def test_charges_are_refunded_to_the_connection_they_came_from() -> None:
