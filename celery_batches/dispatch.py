@@ -113,10 +113,13 @@ class BatchJob:
     def _batch_limits(self, pool: Any) -> tuple[float | None, float | None]:
         """Return the tightest hard and soft time limit that any member has."""
         defaults = getattr(pool, "options", None) or {}
-        hard, soft = zip(*map(_time_limits, self.requests), strict=True)
+        task, limits = self.task, [_time_limits(request) for request in self.requests]
+        if not limits:  # The batch was dropped just now.
+            return None, None
+        hard, soft = zip(*limits, strict=True)
         return (
-            _tightest(hard, self.task.time_limit or defaults.get("timeout")),
-            _tightest(soft, self.task.soft_time_limit or defaults.get("soft_timeout")),
+            _tightest(hard, task.time_limit or defaults.get("timeout")),
+            _tightest(soft, task.soft_time_limit or defaults.get("soft_timeout")),
         )
 
     @together()

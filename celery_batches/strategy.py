@@ -35,7 +35,7 @@ What may then come in between, and why it does no harm:
   gevent waits until it has room. So two batches may change places; the requests in one may not.
 * A batch that was taken from the buffer may find its connection lost before it is sent: `BatchJob`
   asks (`_drop`) as the last thing that it does. If it is lost after that, it is as if the batch had
-  been sent a moment before.
+  been sent a moment before: `drop_waiting` knows it already, whichever strategy has sent it.
 * A request that comes when all is over is let go; when the tasks were reloaded, the new strategy
   gets it. `_drop` and `on_message` look at `_retired` and `_successor` without the lock: `_end`
   sets them in the order that lets them do so.
@@ -54,7 +54,7 @@ from collections.abc import Sequence
 from threading import Lock
 from time import monotonic, time
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from celery import bootsteps
 from celery.exceptions import InvalidTaskError
@@ -131,8 +131,9 @@ class BatchStrategy:
         )
         #: Full batches, which go to the pool at once unless a rate limit holds them back.
         self._full: deque[Batch[Any]] = deque()
-        #: The batches that the pool has, or waits for a process to run in.
-        self._jobs: WeakSet[BatchJob] = WeakSet()
+        #: The batches of this connection that the pool has, or that wait there, by id. Shared with
+        #: what takes over; adding one and listing all are one step each, whatever thread does so.
+        self._jobs: WeakValueDictionary[str, BatchJob] = WeakValueDictionary()
         self._limit = RateLimit(consumer, task.name)
         self._timer: Any = None
         self._timer_at: float | None = None
@@ -305,7 +306,7 @@ class BatchStrategy:
             charge=charge,
             body_args=body_args,
         )
-        self._jobs.add(job)
+        self._jobs[job.id] = job
         try:
             self.consumer.on_task_request(job)
         except BaseException:
@@ -320,6 +321,7 @@ class BatchStrategy:
             return
         # The tasks were reloaded, the messages are still ours.
         with old._lock, self._lock:
+            self._jobs = old._jobs
             requests = old._end(successor=self)
             if old._reserved:
                 self.reserve(old._reserved)
@@ -332,8 +334,10 @@ class BatchStrategy:
 
     def drop_waiting(self) -> None:
         """The connection is lost: run no batch that the pool has not started on."""
-        for job in list(self._jobs):
-            job.drop()
+        for reference in self._jobs.valuerefs():
+            job = reference()
+            if job is not None:
+                job.drop()
 
     def retire(self, *, requeue: bool = False) -> list[Any]:
         """End it, with the connection: nothing that is buffered here will run from here.

@@ -423,6 +423,23 @@ def test_a_batch_that_is_dropped_before_it_is_accepted_is_empty(app: Any, acks_l
     assert world.finished
 
 
+def test_a_batch_that_is_dropped_while_it_is_sent(app: Any) -> None:
+    """When another thread loses the connection meanwhile, the pool gets a batch of nobody."""
+    world = World(app)
+
+    class LosingPool(Pool):
+        @property
+        def options(self) -> dict[str, Any]:
+            world.job.drop()
+            return {}
+
+    world.pool = LosingPool()
+    options = world.send()
+    assert options["args"][2] == []
+    assert (options["timeout"], options["soft_timeout"]) == (None, None)
+    assert world.finished
+
+
 @pytest.mark.parametrize("callback", ["callback", "error_callback"])
 def test_a_dropped_batch_that_a_process_ran_all_the_same_is_not_told(
     app: Any, caplog: pytest.LogCaptureFixture, callback: str

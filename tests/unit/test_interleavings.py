@@ -54,8 +54,10 @@ class Pool:
         self.running: list[dict[str, Any]] = []
         #: Whether the caller had a lock.
         self.locked = False
-        #: The id of each batch that it was given, and those in it.
+        #: The id of each batch that it was given.
         self.batches: list[str] = []
+        #: Those that it has begun to run, and the ids in each.
+        self.begun: list[str] = []
         self.given: list[list[str]] = []
 
     def apply_async(self, target: Any, **options: Any) -> Any:
@@ -65,7 +67,6 @@ class Pool:
             self.locked = True
         self.waiting.append(options)
         self.batches.append(options["correlation_id"])
-        self.given.append([member.id for member in options["args"][2]])
         # It may be run, and end, before the caller hears of it.
         self.stage.point()
         return Handle()
@@ -125,11 +126,15 @@ class World:
         self.sources: list[list[str]] = []
         self.in_flight: list[Any] = []
         self.retired = False
+        #: The batches that had begun when the others were dropped, if they were.
+        self.in_good_time: set[str] | None = None
 
     def __enter__(self) -> World:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("celery_batches.strategy.monotonic", self.clock)
-        self.patch.setattr("celery_batches.strategy.Lock", partial(SteppedLock, self.stage))
+        for module in ("strategy", "dispatch"):
+            name = f"celery_batches.{module}.Lock"
+            self.patch.setattr(name, partial(SteppedLock, self.stage))
         self.patch.setattr("celery_batches.prefetch.RLock", partial(SteppedRLock, self.stage))
         self.patch.setattr("celery_batches.strategy.BatchJob", self._job)
         self.consumer = Consumer(self.app)
@@ -224,8 +229,10 @@ class World:
 
     def run_one(self) -> None:
         options = self.pool.waiting.pop(0)
+        self.pool.begun.append(options["correlation_id"])
         members = options["args"][2]
         options["accept_callback"](1, 0.0)
+        self.pool.given.append([member.id for member in members])
         self.pool.running.append(options)
         self.stage.point()
         options["callback"]((False, [(False, "None")] * len(members), 0.1))
@@ -254,6 +261,11 @@ class World:
         """The connection is lost, or the worker stops."""
         self.strategy.retire(requeue=self.requeue)
         self.retired = True
+
+    def drop(self) -> None:
+        """After that, nothing begins that waits in the pool."""
+        self.strategy.drop_waiting()
+        self.in_good_time = set(self.pool.begun)
 
     def limit(self) -> None:
         """``control.rate_limit`` sets a limit."""
@@ -292,6 +304,9 @@ class World:
         assert self.in_time.issuperset(self.pool.batches), "sent after the connection was lost"
         while self.pool.waiting:
             self.run_one()
+        if self.in_good_time is not None:
+            ran = [i for i, ids in zip(self.pool.begun, self.pool.given, strict=True) if ids]
+            assert self.in_good_time.issuperset(ran), "run from a connection that is lost"
         given = Counter(task_id for ids in self.pool.given for task_id in ids)
         assert max(given.values(), default=1) == 1, "in two batches"
         assert max(map(len, self.pool.given), default=0) <= self.task.flush_every
@@ -392,6 +407,14 @@ def is_reloaded_and_loses_its_connection(world: World) -> None:
     world.keeper("load", "retire")
 
 
+def loses_its_connection_with_batches_in_the_pool(world: World) -> None:
+    """Those that have not begun do not run, whoever has sent them; those that have, end."""
+    world.receiver(4)
+    world.timer()
+    world.keeper("load", "retire", "drop")
+    world.runner()
+
+
 def is_revoked(world: World) -> None:
     """A request is revoked somewhere between its receipt and its run."""
     world.receiver(2)
@@ -431,6 +454,7 @@ CASTS = [
     loses_its_connection_before_etas,
     is_reloaded,
     is_reloaded_and_loses_its_connection,
+    loses_its_connection_with_batches_in_the_pool,
     is_revoked,
     is_limited,
     is_limited_from_the_start,
@@ -580,7 +604,7 @@ def test_what_waited_for_a_slot_is_sent_without_the_lock(task: Any) -> None:
         world.stage.run()
         with world.strategy._lock:
             jobs[0].execute_using_pool(world.pool)
-        assert len(world.pool.given) == 1
+        assert len(world.pool.batches) == 1
 
 
 def new_prefetch(stage: Stage, tell: Any = None) -> Prefetch:
