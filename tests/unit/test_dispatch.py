@@ -429,9 +429,13 @@ def test_a_batch_that_is_dropped_while_it_is_sent(app: Any) -> None:
 
     class LosingPool(Pool):
         @property
-        def options(self) -> dict[str, Any]:
+        def options(self) -> dict[str, Any]:  # type: ignore[override]
             world.job.drop()
             return {}
+
+        @options.setter
+        def options(self, options: Any) -> None:
+            """It has none."""
 
     world.pool = LosingPool()
     options = world.send()
