@@ -297,22 +297,24 @@ class Deployment:
             declared = connection.default_channel.queue_declare(self.queue, passive=True)
             return int(declared.message_count)
 
-    def wait_until_active(self, worker: Worker, count: int, *, waiting: int = 0) -> None:
-        """Wait for the worker to know that so many requests run, and so many wait.
+    def wait_until_active(self, worker: Worker, count: int, *, waiting: int | None = 0) -> int:
+        """Wait for the worker to know that so many requests run, and so many wait; return those.
 
         To know that none runs takes longer than to run them. Celery may hang for half a minute, and
-        lose results, if it is stopped in between.
+        lose results, if it is stopped in between. `waiting` is ``None`` for any number.
         """
         # With Redis, what is asked before the worker listens is lost.
         inspect = self.app.control.inspect(destination=[worker.node], timeout=2)
-        wanted = [waiting, count]
         deadline = time.monotonic() + DEADLINE
-        # In this order, or one that is on its way from here to there could be in neither.
-        while wanted != [
-            len(reply[worker.node]) if reply else None
-            for reply in (inspect.reserved(), inspect.active())
-        ]:
-            assert time.monotonic() < deadline, f"{wanted} requests do not wait and run"
+        while True:
+            # In this order, or one that is on its way from here to there could be in neither.
+            replies = inspect.reserved(), inspect.active()
+            if all(replies):
+                waits, runs = (len(reply[worker.node]) for reply in replies)
+                if runs == count and waiting in (waits, None):
+                    return waits
+            wanted = f"{count} requests run and {'some' if waiting is None else waiting} wait"
+            assert time.monotonic() < deadline, f"not so: {wanted}"
 
     def wait_for_messages(self, wanted: int) -> None:
         """Wait until that many messages are in the queue, and no worker has them."""

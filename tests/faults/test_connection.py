@@ -6,7 +6,7 @@ import pytest
 from celery import VERSION
 from faults.proxy import Proxy
 
-CUTS = 4
+CUTS = 3
 
 
 def wait_for(reports, event, wanted):
@@ -37,7 +37,7 @@ def test_a_connection_is_lost_while_the_buffer_is_part_filled(
     # By default, Celery 5.7 does so too.
     site = deploy("faults_app", broker, worker_enable_prefetch_count_reduction=False)
     task = getattr(site.module, name)
-    sent = 0
+    sent = waiting = 0
     with Proxy(broker) as proxy:
         # For the worker, not for the calls.
         monkeypatch.setenv("CELERY_BROKER_URL", proxy.url)
@@ -48,27 +48,26 @@ def test_a_connection_is_lost_while_the_buffer_is_part_filled(
                 worker.stop = lambda: worker.kill() or 0
             monkeypatch.delenv("CELERY_BROKER_URL")
             for cut in range(1, CUTS + 1):
-                # Two batches that are run at once, and four calls that wait in the buffer.
+                # Two batches that are run at once, and four calls that wait in the buffer: unless
+                # the machine is so busy that their interval is over before all have been sent.
                 for number in range(sent, sent + 24):
                     task.delay(number)
                 wait_for(site.reports, "run", sent + 20)
                 # Redis forgets what is on the wire when a connection is cut: any task is lost then.
                 wait_for(site.reports, "received", sent + 24)
-                if name == "late":
-                    # All that has run is acknowledged. With greenlets on AMQP, Celery never
-                    # consumes again if an acknowledgement is the first to meet the lost connection.
-                    site.wait_until_active(worker, 0, waiting=4)
+                # All that has run is acknowledged. With greenlets on AMQP, Celery never consumes
+                # again if an acknowledgement is the first to meet the lost connection.
+                waiting += site.wait_until_active(worker, 0, waiting=None)
                 assert proxy.cut() >= 1
                 worker.wait_for_log(r"Connected to ", cut + 1)
                 # The interval goes on being kept, on the connection that has taken its place.
                 sent += 24
                 wait_for(site.reports, "run", sent)
-            if pool == "gevent":
-                site.wait_until_active(worker, 0)
+            site.wait_until_active(worker, 0)
         ran = Counter(n for report in site.reports.of("run") for n in report["numbers"])
     assert sorted(ran) == list(range(sent))
     assert max(len(report["numbers"]) for report in site.reports.of("run")) == 10
-    twice = [number for number, runs in ran.items() if runs > 1]
+    assert waiting > 0, "the buffer was never part-filled"
     # Those of the buffer are delivered again, and run once.
-    assert [number for number in twice if name == "late" or number % 24 >= 20] == []
+    assert [number for number, runs in ran.items() if runs > 1] == []
     assert site.messages_left() == 0

@@ -16,7 +16,7 @@ def count(requests):
     report("run", numbers=[request.args[0] for request in requests])
 
 
-OPTIONS = {"base": Batches, "flush_every": 10, "flush_interval": 1}
+OPTIONS = {"base": Batches, "flush_every": 10, "flush_interval": 2}
 early = app.task(name="early", **OPTIONS)(count)
 late = app.task(name="late", acks_late=True, **OPTIONS)(count)
 
