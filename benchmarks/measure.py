@@ -14,7 +14,8 @@ How the peers are compared, and why:
 * **All may hold the same number of messages**, and log at level WARNING only: both are kind to
   plain Celery tasks, which log two lines for each message at INFO.
 * **CPU time** is that of the main process and that of its children, from the same first message on,
-  divided by all messages. With threads and gevent the body is in the main process.
+  divided by all messages. With threads and gevent the body is in the main process. That of the
+  broker, where it is on this machine, is from the start of the worker on.
 """
 
 from __future__ import annotations
@@ -22,10 +23,18 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from cases import Case
 from environments import ENVIRONMENTS, find
-from processes import children_of, cpu_of, peak_memory_of, unique_memory_of, wait_until_quiet
+from processes import (
+    children_of,
+    cpu_of,
+    peak_memory_of,
+    server_at,
+    unique_memory_of,
+    wait_until_quiet,
+)
 from sites import Failed, Site
 from summary import percentile, rate_after, sizes
 
@@ -41,9 +50,10 @@ class Run:
     """What came of one measurement.
 
     Attributes:
-        figures: By name: `rate` (messages a second), `main_cpu` and `child_cpu` (seconds for one
-            message), `main_memory` and `child_memory` (peaks in bytes, children added up), `p50`
-            and `p99` (seconds from sending to body), `held` (bytes for one buffered message).
+        figures: By name: `rate` (messages a second), `main_cpu`, `child_cpu` and `broker_cpu`
+            (seconds for one message), `main_memory` and `child_memory` (peaks in bytes, children
+            added up), `p50` and `p99` (seconds from sending to body), `held` (bytes for one
+            buffered message).
         sizes: How many batches had which size.
         failure: Why there are no figures.
     """
@@ -83,6 +93,8 @@ def _throughput(site: Site, case: Case, run: Run, limit: float) -> None:
     if case.eta:
         site.publisher.send(case.eta, TASK, _padding(case), after=24 * 3600)
     site.publisher.send(case.messages, TASK, _padding(case))
+    broker = server_at(urlsplit(site.url).port or 0)
+    before = 0.0 if broker is None else cpu_of(broker)
     for _ in range(case.workers):
         _start(site, case, run.peer)
     site.wait_until_done(case.messages, limit=limit)
@@ -94,6 +106,8 @@ def _throughput(site: Site, case: Case, run: Run, limit: float) -> None:
     started = max(first["at"] for first in firsts)
     run.figures["rate"] = rate_after(site.bodies, started, ended)
     run.figures.update(_work(site, firsts, case.messages))
+    if broker is not None:
+        run.figures["broker_cpu"] = (cpu_of(broker) - before) / case.messages
     run.sizes = sizes(size for _, size in site.bodies) if run.peer != "kombu" else {}
     _check(site, case, run.peer)
 

@@ -12,9 +12,13 @@ __all__ = (
     "cpu_of",
     "peak_memory_of",
     "resident_memory_of",
+    "server_at",
     "unique_memory_of",
     "wait_until_quiet",
 )
+
+#: How `/proc/net/tcp` writes that of a socket (`TCP_LISTEN` in linux/net/tcp_states.h).
+LISTENING = "0A"
 
 
 def cpu_of(pid: int) -> float:
@@ -46,6 +50,22 @@ def unique_memory_of(pid: int) -> int:
     return _field(pid, "smaps_rollup", "Private_Clean") + _field(
         pid, "smaps_rollup", "Private_Dirty"
     )
+
+
+def server_at(port: int) -> int | None:
+    """The process of this machine that listens at a TCP port; None if nobody may know."""
+    sockets = set()
+    for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(file).read_text().splitlines()[1:]:
+                _, local, _, state, *_, inode = line.split()[:10]
+                if state == LISTENING and int(local.rpartition(":")[2], 16) == port:
+                    sockets.add(f"socket:[{inode}]")
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if str(path.readlink()) in sockets:
+                return int(path.parts[2])
+    return None
 
 
 def wait_until_quiet(

@@ -21,7 +21,7 @@ __all__ = (
 
 #: Figures of which the smaller is the better: a ratio is the peer's divided by ours then.
 LESS_IS_MORE = frozenset(
-    {"main_cpu", "child_cpu", "main_memory", "child_memory", "p50", "p99", "held"}
+    {"main_cpu", "child_cpu", "broker_cpu", "main_memory", "child_memory", "p50", "p99", "held"}
 )
 
 

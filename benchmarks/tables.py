@@ -22,6 +22,7 @@ COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("messages/s", "rate", 1, 0),
     ("main CPU, µs", "main_cpu", 1e6, 1),
     ("child CPU, µs", "child_cpu", 1e6, 1),
+    ("broker CPU, µs", "broker_cpu", 1e6, 1),
     ("main peak, MB", "main_memory", 1e-6, 1),
     ("children peak, MB", "child_memory", 1e-6, 1),
     ("wait p50, ms", "p50", 1e3, 1),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 from dataclasses import replace
 from typing import Any
 
 import cases
+import processes
 import pytest
 import tables
 from environments import mixed
@@ -222,3 +225,13 @@ def test_the_same_backlog_again_must_not_need_more(again, found):
     piles[0].samples = [(0.0, 1e6), (10.0, 2e6)]
     piles[1].samples = [(0.0, 1e6), (10.0, again * 2e6)]
     assert len(problems(piles, [checkpoint("warm")], bound=4.0)) == found
+
+
+def test_the_process_that_listens_at_a_port_is_found() -> None:
+    """It is this one, as long as it listens; one that is only connected is not meant."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert processes.server_at(port) == os.getpid()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert processes.server_at(client.getsockname()[1]) is None
+    assert processes.server_at(port) is None
