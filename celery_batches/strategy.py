@@ -77,6 +77,7 @@ from .prefetch import (
     warn_of_prefetch_limit,
     without_waiting,
 )
+from .reading import read_many
 from .strangers import Strategies
 from .visibility import warn_of_eta, warn_of_visibility_timeout
 
@@ -425,6 +426,10 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
             count_batches_as_one(c, lambda: sum(s.buffered for s in self._strategies(c)))
         # Before the first message is asked for.
         c.qos.update()
+
+    def register_with_event_loop(self, c: Any, hub: Any) -> None:
+        """Read many messages in each turn of the event loop."""
+        read_many(c, hub)
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return what ``inspect stats`` shows: the prefetch count with the room for batches."""
