@@ -41,7 +41,7 @@ class Case:
     acks_late: bool = True
     results: bool = False
     flush_every: int = 100
-    flush_interval: float = 5.0
+    flush_interval: float = 60.0
     pool: Literal["prefork", "threads", "gevent"] = "prefork"
     concurrency: int = 2
     size: int = 100
