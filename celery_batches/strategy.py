@@ -63,7 +63,7 @@ from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 from kombu.common import ignore_errors
 
-from .acks import BatchAck
+from .acks import BatchAck, Promised
 from .buffer import Batch, Buffer
 from .compat import disables_prefetch, has_static_prefetch
 from .dispatch import BatchJob
@@ -175,7 +175,9 @@ class BatchStrategy:
             message.body = b""  # Celery's line in the log says how long it is.
         try:
             check_message(message, body)
-            return self._receive(message, body, BatchAck(ack), reject, callbacks, **options)
+            return self._receive(
+                message, body, BatchAck(ack), Promised(reject), callbacks, **options
+            )
         except NONSENSE as exc:
             if message.acknowledged:
                 raise
