@@ -142,8 +142,10 @@ def _acknowledge(acks: Sequence[BatchAck]) -> None:
 def _remaining(channel: Any, acks: Sequence[BatchAck]) -> Sequence[BatchAck]:
     """Acknowledge all that can be done at once on this channel; return the others."""
     at_once = _way_of(channel, has_loop=acks[0].has_loop)
+    if at_once is None:
+        return acks
     messages = [ack.message for ack in acks]
-    if at_once is None or not all(_is_common(channel, message) for message in messages):
+    if not _are_common(channel, messages):
         return acks
     try:
         at_once(channel, [message.delivery_tag for message in messages])
@@ -175,14 +177,19 @@ def _way_of(channel: Any, *, has_loop: bool) -> Callable[[Any, Sequence[Any]], N
     return None
 
 
-def _is_common(channel: Any, message: Any) -> bool:
-    """Whether kombu would have the channel acknowledge this message, and do nothing else."""
-    return (
-        type(message).ack is Message.ack
-        and type(message).ack_log_error is Message.ack_log_error
-        and not message.acknowledged
-        and message.delivery_info.get("consumer_tag") not in (channel.no_ack_consumers or ())
+def _are_common(channel: Any, messages: Sequence[Any]) -> bool:
+    """Whether kombu would have the channel acknowledge these messages, and do nothing else."""
+    if not all(_acks_plainly(kind) for kind in set(map(type, messages))):
+        return False
+    no_ack = channel.no_ack_consumers or ()
+    return not any(
+        message.acknowledged or message.delivery_info.get("consumer_tag") in no_ack
+        for message in messages
     )
+
+
+def _acks_plainly(kind: type[Any]) -> bool:
+    return kind.ack is Message.ack and kind.ack_log_error is Message.ack_log_error
 
 
 def _remove_from_redis(channel: Any, tags: Sequence[str]) -> None:
