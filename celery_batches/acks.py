@@ -50,7 +50,7 @@ class Promised:
     __slots__ = ("_call", "_on_error", "_promise", "_soon")
 
     def __init__(self, given: Any) -> None:
-        if type(given) is promise and len(given.args) == 1 and given.listeners == [None]:
+        if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
             self._promise: Any = None
             self._soon, self._call, self._on_error = given.fun, given.args[0], given.on_error
         else:
