@@ -20,7 +20,7 @@ from kombu.message import Message
 from kombu.transport import virtual
 from vine import promise
 
-__all__ = ("BatchAck", "together")
+__all__ = ("BatchAck", "Promised", "together")
 
 #: A method frame of AMQP 0-9-1 with ``basic.ack`` in it: type, channel, size of what follows up to
 #: the end, class, method, delivery tag, whether it is for all tags up to this one, end of frame.
@@ -35,41 +35,58 @@ class _Collection(local):
 _collection = _Collection()
 
 
-class BatchAck:
-    """What acknowledges the message of one request; with others of its batch, if it can.
+class Promised:
+    """What Celery is to do with a message later, in half the memory of its promise.
+
+    Celery gives two promises to the strategy for each message, and a buffer keeps many. Nearly all
+    of them just call a function with one argument: this keeps the two, and makes the promise again
+    for whoever wants more of it, for example to add something with `then`.
 
     Arguments:
-        ack: What Celery gives to the strategy for it: a promise to call ``message.ack_log_error``
-            when the event loop comes round to it.
+        given: A promise to call a method of the message when the event loop comes round to it. It
+            is kept as it is if somebody waits for it, as Celery does to restore the prefetch count.
     """
 
-    __slots__ = ("_ack", "errors", "logger")
+    __slots__ = ("_call", "_on_error", "_promise", "_soon")
 
-    def __init__(self, ack: Any) -> None:
-        self._ack = ack
+    def __init__(self, given: Any) -> None:
+        if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
+            self._promise: Any = None
+            self._soon, self._call, self._on_error = given.fun, given.args[0], given.on_error
+        else:
+            self._promise = given
 
     def __getattr__(self, name: str) -> Any:
-        # Whoever takes it for the promise, for example to add something with `then`.
-        return getattr(self._ack, name)
+        return getattr(self._made_again(), name)
+
+    def __call__(self, *args: Any) -> Any:
+        """Do what was promised."""
+        return self._made_again()(*args)
+
+    def _made_again(self) -> Any:
+        if self._promise is None:
+            self._promise = promise(self._soon, (self._call,), on_error=self._on_error)
+        return self._promise
+
+
+class BatchAck(Promised):
+    """What acknowledges the message of one request; with others of its batch, if it can."""
+
+    __slots__ = ("errors", "logger")
 
     def __call__(self, logger: Any, errors: Any) -> Any:
         """Acknowledge, or be acknowledged when all of the batch are."""
         collected = _collection.acks
-        if collected is None or not self._is_plain():
-            return self._ack(logger, errors)
+        if collected is None or self._promise is not None:
+            return super().__call__(logger, errors)
         self.logger, self.errors = logger, errors
         collected.append(self)
         return None
 
-    def _is_plain(self) -> bool:
-        """Whether nobody waits for it, as Celery does to restore the prefetch count."""
-        ack = self._ack
-        return isinstance(ack, promise) and len(ack.args) == 1 and not any(ack.listeners)
-
     @property
     def soon(self) -> Callable[..., Any]:
         """Celery's way to have something done by the thread that may talk to the broker."""
-        soon: Callable[..., Any] = self._ack.fun
+        soon: Callable[..., Any] = self._soon
         return soon
 
     @property
@@ -80,11 +97,11 @@ class BatchAck:
     @property
     def message(self) -> Any:
         """The message, if it is that which is to be acknowledged."""
-        return getattr(self._ack.args[0], "__self__", None)
+        return getattr(self._call, "__self__", None)
 
     def alone(self) -> None:
         """Do what Celery does: errors of the connection are logged."""
-        self._ack.args[0](self.logger, self.errors)
+        self._call(self.logger, self.errors)
 
 
 @contextmanager
@@ -125,8 +142,10 @@ def _acknowledge(acks: Sequence[BatchAck]) -> None:
 def _remaining(channel: Any, acks: Sequence[BatchAck]) -> Sequence[BatchAck]:
     """Acknowledge all that can be done at once on this channel; return the others."""
     at_once = _way_of(channel, has_loop=acks[0].has_loop)
+    if at_once is None:
+        return acks
     messages = [ack.message for ack in acks]
-    if at_once is None or not all(_is_common(channel, message) for message in messages):
+    if not _are_common(channel, messages):
         return acks
     try:
         at_once(channel, [message.delivery_tag for message in messages])
@@ -158,14 +177,19 @@ def _way_of(channel: Any, *, has_loop: bool) -> Callable[[Any, Sequence[Any]], N
     return None
 
 
-def _is_common(channel: Any, message: Any) -> bool:
-    """Whether kombu would have the channel acknowledge this message, and do nothing else."""
-    return (
-        type(message).ack is Message.ack
-        and type(message).ack_log_error is Message.ack_log_error
-        and not message.acknowledged
-        and message.delivery_info.get("consumer_tag") not in (channel.no_ack_consumers or ())
+def _are_common(channel: Any, messages: Sequence[Any]) -> bool:
+    """Whether kombu would have the channel acknowledge these messages, and do nothing else."""
+    if not all(_acks_plainly(kind) for kind in set(map(type, messages))):
+        return False
+    no_ack = channel.no_ack_consumers or ()
+    return not any(
+        message.acknowledged or message.delivery_info.get("consumer_tag") in no_ack
+        for message in messages
     )
+
+
+def _acks_plainly(kind: type[Any]) -> bool:
+    return kind.ack is Message.ack and kind.ack_log_error is Message.ack_log_error
 
 
 def _remove_from_redis(channel: Any, tags: Sequence[str]) -> None:

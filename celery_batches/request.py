@@ -356,6 +356,10 @@ class SimpleRequest:
             return state
         return {key: value for key, value in state.items() if key not in _NOT_PICKLED}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # As pickle does by itself, after it has asked `__getattr__` in vain for this method.
+        self.__dict__.update(state)
+
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__}: {self.name}[{self.id}] "

@@ -69,7 +69,8 @@ class Settler:
     #: What was made of each exception, once for all requests that have it in common: it is sent to
     #: the main process once then.
     _made: dict[tuple[str, int], Any] = field(default_factory=dict)
-    _unmarked_report: Report | None = None
+    #: What the body has said nothing of: the same for all such requests.
+    _left: Settled | None = None
 
     def settle_all(
         self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome]
@@ -82,7 +83,7 @@ class Settler:
 
     def _state(self, request: SimpleRequest, outcome: Outcome) -> State | None:
         """Return what is to be stored of a request, if that is the first thing to do."""
-        if outcome.written or request._sets_off():
+        if outcome.kind == "unmarked" or outcome.written or request._sets_off():
             return None
         try:
             if outcome.kind == "done" and stores_results(self.task, request, eager=self.eager):
@@ -112,16 +113,18 @@ class Settler:
         return self._succeeded(request, Settled("done", outcome.value, report))
 
     def _unmarked(self, request: SimpleRequest, outcome: Outcome) -> Settled:
-        if self._unmarked_report is None:
-            self._unmarked_report = (False, saferepr(self.retval, self.task.resultrepr_maxsize))
-        return self._succeeded(request, Settled("unmarked", self.retval, self._unmarked_report))
+        if self._left is None:
+            report = (False, saferepr(self.retval, self.task.resultrepr_maxsize))
+            self._left = Settled("unmarked", self.retval, report)
+        return self._succeeded(request, self._left)
 
     def _repeated(self, request: SimpleRequest, outcome: Outcome) -> Settled:
         return Settled("repeated", None, (False, None))
 
     def _succeeded(self, request: SimpleRequest, settled: Settled) -> Settled:
-        self._tell(request, "on_success", (settled.value,))
-        self._tell(request, "after_return", (states.SUCCESS, settled.value), (None,))
+        if self.handlers:
+            self._tell(request, "on_success", (settled.value,))
+            self._tell(request, "after_return", (states.SUCCESS, settled.value), (None,))
         return settled
 
     def _failed(self, request: SimpleRequest, outcome: Outcome) -> Settled:

@@ -63,7 +63,7 @@ from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 from kombu.common import ignore_errors
 
-from .acks import BatchAck
+from .acks import BatchAck, Promised
 from .buffer import Batch, Buffer
 from .compat import disables_prefetch, has_static_prefetch
 from .dispatch import BatchJob
@@ -163,21 +163,19 @@ class BatchStrategy:
         self._reserved = batches
         self._room.open(batches)
 
-    def on_message(
-        self, message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any
-    ) -> Any:
+    def on_message(self, message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
         """Take in a message (Celery's interface of a strategy).
 
         Raises:
             celery.exceptions.InvalidTaskError: If there is no sense in it. Celery rejects it then.
         """
         if self._successor is not None:
-            return self._successor.on_message(message, body, ack, reject, callbacks, **options)
+            return self._successor.on_message(message, body, ack, reject, callbacks)
         if message.body is None:
             message.body = b""  # Celery's line in the log says how long it is.
         try:
             check_message(message, body)
-            return self._receive(message, body, BatchAck(ack), reject, callbacks, **options)
+            return self._receive(message, body, BatchAck(ack), Promised(reject), callbacks)
         except NONSENSE as exc:
             if message.acknowledged:
                 raise
@@ -239,13 +237,11 @@ class BatchStrategy:
         What the rate limit does not let go stays in the buffer, where the batch goes on filling.
         """
         batches = self._take_full()
-        if not self._full and self._is_due(now) and self._limit.allows():
+        wakeup = self._buffer.next_wakeup
+        is_due = wakeup is not None and wakeup <= now
+        if is_due and not self._full and self._limit.allows():
             batches.extend(self._buffer.poll(now=now))
         return batches
-
-    def _is_due(self, now: float) -> bool:
-        wakeup = self._buffer.next_wakeup
-        return wakeup is not None and wakeup <= now
 
     def _arm(self, now: float) -> None:
         """See to it that the timer wakes us when there will be something to do. Under the lock.
@@ -253,8 +249,9 @@ class BatchStrategy:
         A timer that wakes up too early only sets the next one: so there is never more than one,
         and a flush by size need not touch it.
         """
-        held_back = self._full or self._is_due(now)
-        wakeup = now + self._limit.wait() if held_back else self._buffer.next_wakeup
+        wakeup = self._buffer.next_wakeup
+        if self._full or (wakeup is not None and wakeup <= now):
+            wakeup = now + self._limit.wait()  # It is held back.
         if wakeup is None or (self._timer_at is not None and self._timer_at <= wakeup):
             return
         self._disarm()

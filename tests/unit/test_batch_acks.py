@@ -22,7 +22,7 @@ from unit.support import FakeConsumer, make_request, protocol_2
 from vine import promise
 
 from celery_batches import Batches
-from celery_batches.acks import BatchAck, together
+from celery_batches.acks import BatchAck, Promised, together
 from celery_batches.dispatch import BatchJob
 
 SIZE = 5
@@ -663,3 +663,56 @@ def test_the_strategy_has_its_requests_acknowledged_together(memory: Broker) -> 
     assert memory.soon == 1
     memory.run_the_loop()
     assert all(message.acknowledged for message in messages)
+
+
+@pytest.mark.parametrize("kind", [BatchAck, Promised])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_waits_for_what_was_promised_is_told(kind: Any, when: str) -> None:
+    """Whether they ask before the strategy gets the promise, as Celery does, or the request."""
+    done: list[Any] = []
+    told: list[Any] = []
+
+    def soon(call: Any, *args: Any) -> str:
+        done.append((call, args))
+        return "done"
+
+    given = promise(soon, (len,))
+    if when == "before":
+        given.then(told.append)
+    promised = kind(given)
+    if when == "after":
+        promised.then(told.append)
+    with together():
+        assert promised("logger", "errors") == "done"
+    assert done == [(len, ("logger", "errors"))]
+    assert told == ["done"]
+
+
+@pytest.mark.parametrize("kind", [BatchAck, Promised])
+def test_what_cannot_be_done_is_told(kind: Any) -> None:
+    """Celery gives the promise something to call then."""
+    failed: list[Any] = []
+
+    def soon(*args: Any) -> None:
+        raise OSError
+
+    kind(promise(soon, (len,), on_error=lambda *args: failed.append(args)))("logger", "errors")
+    ((call, exc),) = failed
+    assert call is len
+    assert isinstance(exc, OSError)
+
+
+def test_the_strategy_has_its_requests_rejected_as_promised(memory: Broker) -> None:
+    task = make_task(memory.app, flush_every=1, acks_late=True)
+    consumer = FakeConsumer(memory.app)
+    strategy = task.Strategy(task, memory.app, consumer)
+    memory.send(task.name, 1)
+    message = memory.receive()
+    ack, reject = message.ack_log_error, message.reject_log_error
+    strategy(message, None, *(promise(memory.call_soon, (call,)) for call in (ack, reject)), [])
+    (job,) = consumer.sent
+    job.requests[0].reject(requeue=True)
+    assert memory.soon == 1
+    memory.run_the_loop()
+    assert message.acknowledged
+    assert memory.receive().headers["id"] == message.headers["id"]
