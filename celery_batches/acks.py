@@ -14,17 +14,24 @@ from itertools import groupby
 from struct import Struct
 from threading import local
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import amqp
 from kombu.message import Message
 from kombu.transport import virtual
 from vine import promise
 
+from .tags import DeliveryTags
+
 __all__ = ("BatchAck", "Promised", "together")
 
 #: A method frame of AMQP 0-9-1 with ``basic.ack`` in it: type, channel, size of what follows up to
 #: the end, class, method, delivery tag, whether it is for all tags up to this one, end of frame.
 ACK_FRAME = Struct(">BHIHHQBB")
+
+
+#: For each AMQP channel, what has been acknowledged here. With an event loop one thread does so.
+_tags: WeakKeyDictionary[Any, DeliveryTags] = WeakKeyDictionary()
 
 
 class _Collection(local):
@@ -47,12 +54,17 @@ class Promised:
             is kept as it is if somebody waits for it, as Celery does to restore the prefetch count.
     """
 
-    __slots__ = ("_call", "_on_error", "_promise", "_soon")
+    __slots__ = ("_call", "_promise", "_soon")
 
     def __init__(self, given: Any) -> None:
-        if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
+        if (
+            type(given) is promise
+            and len(given.args) == 1
+            and given.on_error is None
+            and given.listeners[0] is None
+        ):
             self._promise: Any = None
-            self._soon, self._call, self._on_error = given.fun, given.args[0], given.on_error
+            self._soon, self._call = given.fun, given.args[0]
         else:
             self._promise = given
 
@@ -65,7 +77,7 @@ class Promised:
 
     def _made_again(self) -> Any:
         if self._promise is None:
-            self._promise = promise(self._soon, (self._call,), on_error=self._on_error)
+            self._promise = promise(self._soon, (self._call,))
         return self._promise
 
 
@@ -76,10 +88,12 @@ class BatchAck(Promised):
 
     def __call__(self, logger: Any, errors: Any) -> Any:
         """Acknowledge, or be acknowledged when all of the batch are."""
-        collected = _collection.acks
-        if collected is None or self._promise is not None:
+        if self._promise is not None:
             return super().__call__(logger, errors)
         self.logger, self.errors = logger, errors
+        collected = _collection.acks
+        if collected is None:
+            return self._soon(_acknowledge, [self])
         collected.append(self)
         return None
 
@@ -202,11 +216,18 @@ def _remove_from_redis(channel: Any, tags: Sequence[str]) -> None:
 
 
 def _write_frames(channel: Any, tags: Sequence[int]) -> None:
-    """Write one ``basic.ack`` for each of these messages, all at once.
-
-    Not one for all up to the last: that would also acknowledge what else is on its way.
-    """
+    """Write what acknowledges these messages at once: one frame for those that are next in line."""
+    known = _tags.get(channel)
+    if known is None:
+        known = _tags[channel] = DeliveryTags()
     number, connection = channel.channel_id, channel.connection
-    frames = [ACK_FRAME.pack(1, number, 13, *amqp.spec.Basic.Ack, tag, 0, 0xCE) for tag in tags]
-    connection.transport.write(b"".join(frames))
+    frames = [
+        ACK_FRAME.pack(1, number, 13, *amqp.spec.Basic.Ack, tag, multiple, 0xCE)
+        for tag, multiple in known.acknowledge(tags)
+    ]
+    try:
+        connection.transport.write(b"".join(frames))
+    except BaseException:
+        known.give_up()
+        raise
     connection.bytes_sent += len(frames)
