@@ -54,17 +54,12 @@ class Promised:
             is kept as it is if somebody waits for it, as Celery does to restore the prefetch count.
     """
 
-    __slots__ = ("_call", "_promise", "_soon")
+    __slots__ = ("_call", "_on_error", "_promise", "_soon")
 
     def __init__(self, given: Any) -> None:
-        if (
-            type(given) is promise
-            and len(given.args) == 1
-            and given.on_error is None
-            and given.listeners[0] is None
-        ):
+        if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
             self._promise: Any = None
-            self._soon, self._call = given.fun, given.args[0]
+            self._soon, self._call, self._on_error = given.fun, given.args[0], given.on_error
         else:
             self._promise = given
 
@@ -77,7 +72,7 @@ class Promised:
 
     def _made_again(self) -> Any:
         if self._promise is None:
-            self._promise = promise(self._soon, (self._call,))
+            self._promise = promise(self._soon, (self._call,), on_error=self._on_error)
         return self._promise
 
 
@@ -93,9 +88,13 @@ class BatchAck(Promised):
         self.logger, self.errors = logger, errors
         collected = _collection.acks
         if collected is None:
-            return self._soon(_acknowledge, [self])
+            by_itself = promise(self._by_itself, (self._call,), on_error=self._on_error)
+            return by_itself(logger, errors)
         collected.append(self)
         return None
+
+    def _by_itself(self, call: Any, logger: Any, errors: Any) -> Any:
+        return self._soon(_acknowledge, [self])
 
     @property
     def soon(self) -> Callable[..., Any]:

@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 import redis
+from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from kombu import Connection, Queue
 from kombu.asynchronous import Hub
 from kombu.transport import virtual
 from kombu.utils.uuid import uuid
+from nonsense import call
 from redis.connection import AbstractConnection
-from unit.support import FakeConsumer, make_request, protocol_2
+from unit.inprocess import Delivery, InProcessWorker, Problems
+from unit.support import Clock, FakeConsumer, make_request, protocol_2
 from vine import promise
 
-from celery_batches import Batches
+from celery_batches import Batches, acks
 from celery_batches.acks import BatchAck, Promised, together
 from celery_batches.dispatch import BatchJob
 
@@ -786,3 +789,20 @@ def test_the_strategy_has_its_requests_rejected_as_promised(memory: Broker) -> N
     memory.run_the_loop()
     assert message.acknowledged
     assert memory.receive().headers["id"] == message.headers["id"]
+
+
+def test_what_celerys_own_handler_promises_is_collected(app: Any) -> None:
+    """It is not kept for something out of the ordinary: batches would be acknowledged slowly."""
+    task = make_task(app, flush_every=3, acks_late=True)
+    with Problems() as problems:
+        worker = InProcessWorker(app, Clock(), problems)
+        for number in range(2):
+            worker.deliver(Delivery(call(task.name, f"id-{number}")))
+        requests = list(worker_state.reserved_requests)
+        assert len(requests) == 2
+        with together():
+            for request in requests:
+                request.acknowledge()
+            assert worker.channel.of(0) == []
+            assert len(acks._collection.acks or ()) == 2
+        worker_state.reset_state()
