@@ -21,6 +21,7 @@ class Floor:
         self.first = True
         self.unrecorded = 0
         self.last = 0.0
+        self.recording = False
 
     def on_message(self, message: Any) -> None:
         if self.first:
@@ -35,9 +36,12 @@ class Floor:
             self.record()
 
     def record(self) -> None:
-        if self.unrecorded:
+        # The alarm may come amid this.
+        if self.unrecorded and not self.recording:
+            self.recording = True
             recording.record_body(self.unrecorded, self.last)
             self.unrecorded = 0
+            self.recording = False
 
 
 def main() -> None:
