@@ -21,6 +21,9 @@ VISIBILITY_TIMEOUT = 12
 #: Seconds that a worker, once it restores such messages, keeps others from it if it is killed then:
 #: 300 by default. If it takes longer, what others have since got is restored once more.
 RESTORING_TIMEOUT = 30
+#: Seconds for which nothing may move at the end: what a worker is just taking from Redis looks like
+#: what was lost on the wire.
+STILL = 1
 TASKS = ["early_small", "early_big", "late_small", "late_big", "plain_early", "plain_late"]
 #: What is told of all of them, when one has gone wrong.
 TOLD = {"fault", "broken", "cut", "killed", "stopping", "connected"}
@@ -114,13 +117,16 @@ class Broker:
 def settle(ledger_of, broker):
     """Wait until nothing is pending; return what is, if that does not happen."""
     deadline = time.monotonic() + DEADLINE + VISIBILITY_TIMEOUT + RESTORING_TIMEOUT
-    while True:
+    wire, still_since = None, 0.0
+    while (now := time.monotonic()) <= deadline:
         broker.restore()
-        pending = ledger_of().pending() - broker.on_the_wire()
-        if not pending and broker.is_empty():
+        before, wire = wire, broker.on_the_wire()
+        pending = ledger_of().pending() - wire
+        if pending or not broker.is_empty() or wire != before:
+            still_since = now
+        elif now - still_since > STILL:
             return set()
-        if time.monotonic() > deadline:
-            return pending
+    return pending
 
 
 def run_without_faults(site, broker, sender, further):
