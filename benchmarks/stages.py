@@ -10,12 +10,14 @@ unpickle    on arrival                                      (child)
 run         an empty body, and what is around it            (child)
 return      what is said of it, pickled and unpickled       (child, main process)
 complete    states, events, acknowledgements                (main process)
+results     `run`, and a result in Redis for each           (child; needs TEST_REDIS_URL)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,14 +28,25 @@ from tables import simple_table
 
 PEERS = ("ours", "original", "plain")
 STAGES = ("receive", "dispatch", "pickle", "unpickle", "run", "return", "complete")
+#: Measured where there is a Redis, and no part of the sum.
+RESULTS = "results"
 #: The stages in the main process; of `return` it has a part.
 IN_MAIN = ("receive", "dispatch", "pickle", "return", "complete")
 
 
 def probe(peer: str, count: int, size: int, repeats: int) -> dict[str, Any]:
     """Time all stages of a peer, in its own environment."""
+    found = _probe(peer, count, size, repeats)
+    if redis := os.environ.get("TEST_REDIS_URL"):
+        stored = _probe(peer, count, size, repeats, redis)
+        for run, with_results in zip(found["runs"], stored["runs"], strict=True):
+            run[RESULTS] = with_results["run"]
+    return found
+
+
+def _probe(peer: str, *arguments: Any) -> dict[str, Any]:
     python, script = find(peer), HERE / "apps" / "stage_probe.py"
-    command = [python, str(script), peer, str(count), str(size), str(repeats)]
+    command = [python, str(script), peer, *map(str, arguments)]
     output = subprocess.check_output(command, cwd="/", env=variables(python))
     found: dict[str, Any] = json.loads(output)
     return found
@@ -42,7 +55,8 @@ def probe(peer: str, count: int, size: int, repeats: int) -> dict[str, Any]:
 def least(turns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The least time of each stage, in microseconds for each message."""
     runs = [run for turn in turns for run in turn["runs"]]
-    return {stage: 1e6 * min(run[stage] for run in runs) for stage in STAGES}
+    stages = [*STAGES, *(stage for stage in (RESULTS,) if all(stage in run for run in runs))]
+    return {stage: 1e6 * min(run[stage] for run in runs) for stage in stages}
 
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -51,6 +65,8 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     rows = [[stage, *(f"{times[peer][stage]:.2f}" for peer in found)] for stage in STAGES]
     for title, stages in (("main process", IN_MAIN), ("all", STAGES)):
         rows.append([title, *(f"{sum(times[peer][s] for s in stages):.2f}" for peer in found)])
+    if all(RESULTS in each for each in times.values()):
+        rows.append([RESULTS, *(f"{times[peer][RESULTS]:.2f}" for peer in found)])
     rows.append(["pickled bytes", *(str(turns[-1]["bytes"]) for turns in found.values())])
     return simple_table(["µs for each", *(ENVIRONMENTS[peer].title for peer in found)], rows)
 
