@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from struct import Struct
-from threading import local
+from threading import RLock, local
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,8 +30,9 @@ __all__ = ("BatchAck", "Promised", "together")
 ACK_FRAME = Struct(">BHIHHQBB")
 
 
-#: For each AMQP channel, what has been acknowledged here. With an event loop one thread does so.
-_tags: WeakKeyDictionary[Any, DeliveryTags] = WeakKeyDictionary()
+#: For each AMQP channel, what has been acknowledged here, and the lock of who says so. It can be
+#: taken again: a signal handler that stops the pool has callbacks run.
+_tags: WeakKeyDictionary[Any, tuple[DeliveryTags, Any]] = WeakKeyDictionary()
 
 
 class _Collection(local):
@@ -177,11 +178,13 @@ def _way_of(channel: Any, *, has_loop: bool) -> Callable[[Any, Sequence[Any]], N
     Only for channels that are open, and in which nobody has changed how they acknowledge.
     """
     if isinstance(channel, amqp.Channel):
-        # Without an event loop, other greenlets may be writing to the same connection.
         plain = type(channel).basic_ack is amqp.Channel.basic_ack
         # Without a connection, kombu would make one.
         is_open = channel.connection is not None and channel.connection.connected
-        return _write_frames if plain and has_loop and is_open else None
+        if not plain or not is_open:
+            return None
+        # Without an event loop, other greenlets may be writing to the same connection.
+        return _write_at_once if has_loop else _write_one_by_one
     # Without Redis it cannot be imported; with it, it has been.
     redis = sys.modules.get("kombu.transport.redis")
     if redis is not None and isinstance(channel, redis.Channel):
@@ -214,19 +217,36 @@ def _remove_from_redis(channel: Any, tags: Sequence[str]) -> None:
         virtual.QoS.ack(qos, tag)
 
 
-def _write_frames(channel: Any, tags: Sequence[int]) -> None:
+def _write_at_once(channel: Any, tags: Sequence[int]) -> None:
     """Write what acknowledges these messages at once: one frame for those that are next in line."""
-    known = _tags.get(channel)
-    if known is None:
-        known = _tags[channel] = DeliveryTags()
     number, connection = channel.channel_id, channel.connection
-    frames = [
-        ACK_FRAME.pack(1, number, 13, *amqp.spec.Basic.Ack, tag, multiple, 0xCE)
-        for tag, multiple in known.acknowledge(tags)
-    ]
-    try:
+    with _saying(channel, tags) as said:
+        frames = [
+            ACK_FRAME.pack(1, number, 13, *amqp.spec.Basic.Ack, tag, multiple, 0xCE)
+            for tag, multiple in said
+        ]
         connection.transport.write(b"".join(frames))
-    except BaseException:
-        known.give_up()
-        raise
     connection.bytes_sent += len(frames)
+
+
+def _write_one_by_one(channel: Any, tags: Sequence[int]) -> None:
+    """Have py-amqp write the same frames, which sees to it that others do not write amid one."""
+    with _saying(channel, tags) as said:
+        for tag, multiple in said:
+            channel.basic_ack(tag, multiple=multiple)
+
+
+@contextmanager
+def _saying(channel: Any, tags: Sequence[int]) -> Iterator[list[tuple[int, bool]]]:
+    """What to say of these deliveries, and that it has been said.
+
+    What was decided first has to be written first: a frame that is for many must not come before
+    one that is for some of them.
+    """
+    known, lock = _tags.setdefault(channel, (DeliveryTags(), RLock()))
+    with lock:
+        try:
+            yield known.acknowledge(tags)
+        except BaseException:
+            known.give_up()
+            raise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from threading import Thread
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
+import amqp
 import pytest
 import redis
 from celery.worker import state as worker_state
@@ -557,14 +558,100 @@ def test_amqp_frames_are_those_that_kombu_writes(rabbitmq: Broker) -> None:
 
 @pytest.mark.rabbitmq
 def test_greenlets_do_not_write_long_to_a_connection_that_others_use(rabbitmq: Broker) -> None:
-    """Without an event loop, each frame is written as kombu does it, which knows of the others."""
+    """Without an event loop, each frame is written by py-amqp, which knows of the others."""
     rabbitmq.hub = None
+    rabbitmq.send("before", 1)
+    rabbitmq.receive()
     batch = Batch(rabbitmq)
     socket = Socket(rabbitmq)
     batch.end()
     rabbitmq.run_the_loop()
     assert [len(data) for data in socket.writes] == [21] * SIZE
     assert all(batch.acknowledged)
+    assert len(rabbitmq.delivered_again()) == 1
+
+
+@pytest.mark.rabbitmq
+def test_greenlets_write_one_frame_for_a_batch_that_is_next_in_line(rabbitmq: Broker) -> None:
+    rabbitmq.hub = None
+    batches = [Batch(rabbitmq)]
+    batches.append(Batch(rabbitmq, task=batches[0].task))
+    socket = Socket(rabbitmq)
+    for number, batch in enumerate(batches, start=1):
+        batch.end()
+        rabbitmq.run_the_loop()
+        assert [len(data) for data in socket.writes] == [21] * number
+        assert all(batch.acknowledged)
+    assert rabbitmq.delivered_again() == []
+
+
+@pytest.mark.rabbitmq
+def test_greenlets_do_not_overtake_each_other(
+    rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that is for a batch and all before must not come before one that is for those."""
+    monkeypatch.setattr(rabbitmq, "call_soon", lambda fun, *args: fun(*args))
+    first = Batch(rabbitmq)
+    second = Batch(rabbitmq, task=first.task)
+    basic_ack, order = rabbitmq.channel.basic_ack, []
+    writing, goes_on = Event(), Event()
+
+    def ack(tag: int, **how: Any) -> None:
+        if not writing.is_set():
+            writing.set()
+            goes_on.wait(5)
+        order.append(tag)
+        basic_ack(tag, **how)
+
+    monkeypatch.setattr(rabbitmq.channel, "basic_ack", ack)
+    threads = [Thread(target=batch.end) for batch in (first, second)]
+    threads[0].start()
+    assert writing.wait(5)
+    threads[1].start()
+    # It has nothing to wait for but the first: if it does not, it comes to its end.
+    threads[1].join(0.2)
+    goes_on.set()
+    for thread in threads:
+        thread.join(5)
+    assert order == [batch.messages[-1].delivery_tag for batch in (first, second)]
+    assert rabbitmq.delivered_again() == []
+
+
+@pytest.mark.rabbitmq
+def test_greenlets_find_the_connection_lost(
+    rabbitmq: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each message is told of then, and none is taken to be acknowledged."""
+    rabbitmq.hub = None
+    batch = Batch(rabbitmq)
+    socket = Socket(rabbitmq)
+    socket.error = ConnectionResetError("gone")
+    batch.end()
+    rabbitmq.run_the_loop()
+    assert not any(batch.acknowledged)
+    assert len(caplog.records) == SIZE
+    assert len(rabbitmq.delivered_again()) == SIZE
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("loop", [True, False])
+def test_a_channel_that_acknowledges_in_its_own_way(
+    rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch, loop: bool
+) -> None:
+    """It is asked for each message."""
+    told = []
+    kind = type(rabbitmq.channel)
+
+    def own(channel: Any, tag: int, multiple: bool = False) -> None:
+        told.append((tag, multiple))
+        amqp.Channel.basic_ack(channel, tag, multiple=multiple)
+
+    monkeypatch.setattr(kind, "basic_ack", own)
+    rabbitmq.hub = rabbitmq.hub if loop else None
+    batch = Batch(rabbitmq)
+    batch.end()
+    rabbitmq.run_the_loop()
+    assert told == [(message.delivery_tag, False) for message in batch.messages]
     assert rabbitmq.delivered_again() == []
 
 
