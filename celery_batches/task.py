@@ -18,7 +18,7 @@ __all__ = ("Batches",)
 
 #: By name, and other modules imported late: a client that only sends calls has no use for what
 #: runs in the worker.
-BATCHES_STEP = "celery_batches.strategy:BatchesStep"
+BATCHES_STEP = "celery_batches.step:BatchesStep"
 
 
 class Batches(Task):  # type: ignore[misc]  # celery is not typed

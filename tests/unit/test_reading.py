@@ -17,7 +17,7 @@ from kombu.asynchronous import Hub
 from kombu.transport.pyamqp import Transport
 
 from celery_batches.reading import READ, TURN, read_many
-from celery_batches.strategy import BatchesStep
+from celery_batches.step import BatchesStep
 
 Frame = tuple[int, int, bytes]
 

@@ -18,7 +18,8 @@ from unit.support import PROTOCOLS, Clock, FakeConsumer, make_message, protocol_
 
 import celery_batches.buffer
 from celery_batches import Batches
-from celery_batches.strategy import BatchesStep, BatchStrategy
+from celery_batches.step import BatchesStep
+from celery_batches.strategy import BatchStrategy
 
 
 class Worker:

@@ -9,7 +9,7 @@ import pytest
 from unit.support import Channel, FakeConsumer, protocol_2
 
 from celery_batches import Batches
-from celery_batches.strategy import BatchesStep
+from celery_batches.step import BatchesStep
 from celery_batches.visibility import warn_of_visibility_timeout
 
 
