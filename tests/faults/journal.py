@@ -14,16 +14,37 @@ from pathlib import Path
 
 
 def read_commands(directory: Path) -> Iterator[list[bytes]]:
-    """Read the commands of a Redis whose directory this is, which has never rewritten them."""
+    """Read the commands of a Redis whose directory this is, which has never rewritten them.
+
+    Redis may be in the middle of writing the last of them: this is left out.
+    """
     for path in sorted((directory / "appendonlydir").glob("*.incr.aof")):
-        with path.open("rb") as file:
-            while line := file.readline():
-                if line.startswith(b"*") and line.endswith(b"\n"):
-                    yield [_read_word(file) for _ in range(int(line[1:]))]
+        data = path.read_bytes()
+        start = 0
+        while (command := _command_at(data, start)) is not None:
+            words, start = command
+            yield words
 
 
-def _read_word(file) -> bytes:
-    return file.read(int(file.readline()[1:]) + 2)[:-2]
+def _command_at(data: bytes, start: int) -> tuple[list[bytes], int] | None:
+    """Return the words of the command there, and where the next one begins; None if it is cut."""
+    words: list[bytes] = []
+    left = 1
+    while left:
+        end = data.find(b"\r\n", start)
+        if end < 0:
+            return None
+        kind, number = data[start : start + 1], int(data[start + 1 : end])
+        start = end + 2
+        left -= 1
+        if kind == b"*":
+            left += number
+        else:
+            words.append(data[start : start + number])
+            start += number + 2
+            if start > len(data):
+                return None
+    return words, start
 
 
 class Journal:

@@ -216,8 +216,9 @@ def test_redis_forgets_what_is_on_the_wire_of_any_task(name, site, private_broke
         site.app.tasks["plain_early"].apply_async(args=[0], task_id="the next")
         wait_until(lambda: broker.journal().states["the next"] == "acked")
         assert number not in {report["number"] for report in site.reports.of("received")}
-        assert broker.on_the_wire() == {number}
-        assert broker.left() == set()
+        journal = broker.journal()
+        assert journal.of("popped") == {number}
+        assert journal.of("waiting") | journal.of("unacked") == set(), journal.states
     finally:
         member.close()
 

@@ -278,3 +278,13 @@ def test_the_journal_is_read_from_the_file_of_redis(tmp_path):
     written = b"*2\r\n$4\r\nRPOP\r\n$3\r\np:q\r\n*1\r\n$5\r\na\r\nbc\r\n"
     (directory / "appendonly.aof.1.incr.aof").write_bytes(written)
     assert list(read_commands(tmp_path)) == [POP, [b"a\r\nbc"]]
+
+
+def test_the_journal_leaves_out_what_redis_is_still_writing(tmp_path):
+    directory = tmp_path / "appendonlydir"
+    directory.mkdir()
+    written = b"*2\r\n$4\r\nRPOP\r\n$3\r\np:q\r\n"
+    for length in range(len(written)):
+        file = directory / "appendonly.aof.1.incr.aof"
+        file.write_bytes(written + written[:length])
+        assert list(read_commands(tmp_path)) == [POP], length
