@@ -241,5 +241,5 @@ def take_on_the_wire(site, broker, member, name):
             if broker.on_the_wire() == {number}:
                 return number
         member.network.thaw()
-        wait_until(lambda: not broker.left() | broker.on_the_wire())
+        wait_until(lambda number=number: broker.journal().states[number] == "acked")
     raise AssertionError("The worker never waits for a message.")
