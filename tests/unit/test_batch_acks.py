@@ -618,22 +618,6 @@ def test_greenlets_do_not_overtake_each_other(
 
 
 @pytest.mark.rabbitmq
-def test_greenlets_find_the_connection_lost(
-    rabbitmq: Broker, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Each message is told of then, and none is taken to be acknowledged."""
-    rabbitmq.hub = None
-    batch = Batch(rabbitmq)
-    socket = Socket(rabbitmq)
-    socket.error = ConnectionResetError("gone")
-    batch.end()
-    rabbitmq.run_the_loop()
-    assert not any(batch.acknowledged)
-    assert len(caplog.records) == SIZE
-    assert len(rabbitmq.delivered_again()) == SIZE
-
-
-@pytest.mark.rabbitmq
 @pytest.mark.parametrize("loop", [True, False])
 def test_a_channel_that_acknowledges_in_its_own_way(
     rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch, loop: bool
@@ -656,9 +640,12 @@ def test_a_channel_that_acknowledges_in_its_own_way(
 
 
 @pytest.mark.rabbitmq
+@pytest.mark.parametrize("loop", [True, False])
 def test_a_connection_that_breaks_takes_all_messages_back(
-    rabbitmq: Broker, caplog: pytest.LogCaptureFixture
+    rabbitmq: Broker, caplog: pytest.LogCaptureFixture, loop: bool
 ) -> None:
+    """With an event loop and without one, each message is told of."""
+    rabbitmq.hub = rabbitmq.hub if loop else None
     batch = Batch(rabbitmq)
     socket = Socket(rabbitmq)
     socket.error = ConnectionResetError("gone")
