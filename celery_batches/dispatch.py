@@ -35,6 +35,9 @@ __all__ = ("BatchJob",)
 
 logger = get_logger(__name__)
 
+#: A hard and a soft time limit in seconds, if there are such.
+Limits = tuple[float | None, float | None]
+
 
 class BatchJob:
     """A batch, as the worker hands it to the pool.
@@ -84,14 +87,16 @@ class BatchJob:
         Raises:
             celery.exceptions.TaskRevokedError: If no member is left, or their connection is over.
         """
-        members = self._members = self._take_members()
+        members, limits = self._take_members()
+        self._members = members
         if not members or (self._drop is not None and self._drop(self.requests)):
             self._finish()
             raise TaskRevokedError(self.id)
+        myself = ref(self)
         for request in self.requests:
             # `Request.terminate` and `Request.cancel` end with a call of its `terminate`.
-            request._apply_result = ref(self)
-        hard, soft = self._batch_limits(pool)
+            request._apply_result = myself
+        hard, soft = self._batch_limits(pool, limits)
         result = pool.apply_async(
             trace_batch,
             args=(self.task.name, self.id, members, self.trigger, self.hostname, self._body_args),
@@ -110,12 +115,9 @@ class BatchJob:
                 request.signalled = signalled
         return result
 
-    def _batch_limits(self, pool: Any) -> tuple[float | None, float | None]:
+    def _batch_limits(self, pool: Any, limits: set[Limits]) -> Limits:
         """Return the tightest hard and soft time limit that any member has."""
-        defaults = getattr(pool, "options", None) or {}
-        task, limits = self.task, [_time_limits(request) for request in self.requests]
-        if not limits:  # The batch was dropped just now.
-            return None, None
+        defaults, task = getattr(pool, "options", None) or {}, self.task
         hard, soft = zip(*limits, strict=True)
         return (
             _tightest(hard, task.time_limit or defaults.get("timeout")),
@@ -123,21 +125,25 @@ class BatchJob:
         )
 
     @together()
-    def _take_members(self) -> list[SimpleRequest]:
-        """Return what the body is given, and keep just the requests that it stands for."""
-        requests, members = [], []
+    def _take_members(self) -> tuple[list[SimpleRequest], set[Limits]]:
+        """Return what the body is given, and what time limits there are among them.
+
+        Of the requests, only those that it stands for are kept.
+        """
+        requests, members, limits = [], [], set()
         for request in self.requests:
             try:
                 if request.revoked():
                     continue
-                _time_limits(request)
+                its_limits = _time_limits(request)
                 members.append(SimpleRequest.from_request(request))
             except Exception as exc:
                 self._refuse(request, exc)
             else:
                 requests.append(request)
+                limits.add(its_limits)
         self.requests = requests
-        return members
+        return members, limits
 
     def _refuse(self, request: Any, exc: Exception) -> None:
         """Reject a request whose headers make no sense, and tell its caller and the log."""
@@ -310,7 +316,7 @@ class BatchJob:
             self._charge.finish()
 
 
-def _time_limits(request: Any) -> tuple[float | None, float | None]:
+def _time_limits(request: Any) -> Limits:
     """Return the hard and the soft limit of one call in seconds.
 
     Raises:

@@ -31,9 +31,6 @@ NO_LIMITS: tuple[Any, ...] = ([None, None], (None, None))
 #: Levels of nesting for what encloses a request on its way to the pool, and for calls in between.
 MARGIN = 50
 
-#: What is in the body of nearly every message: args, kwargs and embed.
-_USUAL = [list, dict, dict]
-
 
 def check_message(message: Any, body: Any) -> None:
     """Refuse a message whose arguments or headers make no sense, as early as that can be known.
@@ -51,12 +48,19 @@ def check_message(message: Any, body: Any) -> None:
         kombu.exceptions.ContentDisallowed: If its content type is not accepted.
     """
     payload, headers = message.payload, message.headers
-    usual = body is None and type(payload) is list and [type(part) for part in payload] == _USUAL
-    if not usual:
+    if body is not None or not _is_usual(payload):
         headers = _check_payload(payload, headers, body)
     _check_headers(headers)
     if _may_nest_deeply(message) or not _are_flat(message.headers):
         _check_depth([payload, message.headers])
+
+
+def _is_usual(payload: Any) -> bool:
+    """Whether it is what nearly every message has: args, kwargs and embed."""
+    if type(payload) is not list or len(payload) != 3:
+        return False
+    args, kwargs, embed = payload
+    return type(args) is list and type(kwargs) is dict and type(embed) is dict
 
 
 def _check_payload(payload: Any, headers: Any, body: Any) -> Any:
@@ -142,7 +146,7 @@ def _may_nest_deeply(message: Any) -> bool:
 def _are_flat(headers: Mapping[str, Any]) -> bool:
     """Whether no header has more than one level of nesting: they seldom have."""
     for value in headers.values():
-        if type(value) in NESTING:
+        if value and type(value) in NESTING:
             for item in value.values() if type(value) is dict else value:
                 if type(item) in NESTING:
                     return False

@@ -183,7 +183,7 @@ class BatchStrategy:
             return
         with self._lock:
             over = self._is_over
-            batches = [] if over else self._add(request)
+            batches = () if over else self._add(request)
         if not over:
             for batch in batches:
                 self._flush(batch)
@@ -197,10 +197,12 @@ class BatchStrategy:
         """Whether the connection is lost. With greenlets, timers go on before we are told."""
         return self._retired or self.consumer.connection is not self.connection
 
-    def _add(self, request: Any) -> list[Batch[Any]]:
+    def _add(self, request: Any) -> Sequence[Batch[Any]]:
         """Buffer a request; return the batches to be sent. Called under the lock."""
         now = monotonic()
         self._put(request, now)
+        if self._timer_at is not None and not self._full:
+            return ()  # The timer is for the oldest request, or for an older one.
         batches = self._take_full()
         self._arm(now)
         return batches

@@ -609,6 +609,15 @@ def test_a_system_exit_from_the_pool(app: Any) -> None:
     assert world.finished
 
 
+def test_the_limits_of_a_member_that_is_refused_do_not_count(app: Any) -> None:
+    """Who does not run in the batch says nothing of how long it may take."""
+    world = World(app, headers=[{}, {"time_limit": 1}, {}], time_limit=50)
+    world.requests[1]._message = None
+    sent = world.send()
+    assert [member.id for member in sent["args"][2]] == ["id-0", "id-2"]
+    assert sent["timeout"] == 50
+
+
 def test_the_limit_of_the_worker_counts_too(app: Any) -> None:
     """Members without any limit have that of the pool, from the settings."""
     world = World(app, headers=[{"time_limit": 100}, {}, {}])
