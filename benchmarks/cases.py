@@ -10,7 +10,7 @@ from typing import Any, Literal
 __all__ = ("CASES", "PEERS", "SETS", "TARGETS", "Case", "Target", "select")
 
 #: In the order in which they take turns.
-PEERS = ("ours", "original", "plain", "kombu")
+PEERS = ("ours", "original", "plain", "kombu", "mixin")
 
 #: Celery's own.
 DEFAULT_MULTIPLIER = 4
@@ -50,7 +50,7 @@ class Case:
     eta: int = 0
     prefetch: Literal["window", "default", "unlimited"] = "window"
     rate: float = 0.0
-    peers: tuple[str, ...] = PEERS
+    peers: tuple[str, ...] = ("ours", "original", "plain", "kombu")
 
     def prefetch_multiplier(self, peer: str) -> int:
         """Celery's `worker_prefetch_multiplier` for this peer; 0 is no limit."""
@@ -74,7 +74,7 @@ def _around(base: Case) -> list[Case]:
         return replace(base, name=f"{base.broker}-{name}", **different)
 
     return [
-        base,
+        replace(base, peers=PEERS),
         but("early", acks_late=False),
         but("results", results=True, peers=CELERY),
         but("flush-10", flush_every=10),

@@ -50,19 +50,22 @@ class Environment:
         installed: Its name for `scripts/peers.py`; empty for what runs the benchmark.
         app: The module of `apps/` that it runs.
         marks: How its body gives each request its result.
+        is_worker: Whether it is a worker of Celery's.
     """
 
     title: str
     installed: str
     app: str
     marks: str = ""
+    is_worker: bool = True
 
 
 ENVIRONMENTS = {
     "ours": Environment("this package", "", "batch_app", "request"),
     "original": Environment("celery-batches 0.11", "bench-original", "batch_app", "backend"),
     "plain": Environment("plain Celery tasks", "bench-celery", "plain_app"),
-    "kombu": Environment("bare kombu", "bench-kombu", "floor"),
+    "kombu": Environment("bare kombu", "bench-kombu", "floor", is_worker=False),
+    "mixin": Environment("kombu's ConsumerMixin", "bench-kombu", "mixin", is_worker=False),
 }
 
 

@@ -108,7 +108,7 @@ def _throughput(site: Site, case: Case, run: Run, limit: float) -> None:
     run.figures.update(_work(site, firsts, case.messages))
     if broker is not None:
         run.figures["broker_cpu"] = (cpu_of(broker) - before) / case.messages
-    run.sizes = sizes(size for _, size in site.bodies) if run.peer != "kombu" else {}
+    run.sizes = _sizes(site, run.peer)
     _check(site, case, run.peer)
 
 
@@ -121,7 +121,7 @@ def _waits(site: Site, case: Case, run: Run, limit: float) -> None:
     waits = site.waits()[int(case.messages * WARM_UP) :]
     run.figures.update(p50=percentile(waits, 50), p99=percentile(waits, 99))
     run.figures.update(_work(site, site.notes("first"), case.messages))
-    run.sizes = sizes(size for _, size in site.bodies) if run.peer != "kombu" else {}
+    run.sizes = _sizes(site, run.peer)
     _check(site, case, run.peer)
 
 
@@ -163,7 +163,7 @@ def _site(case: Case, peer: str) -> Site:
 
 def _start(site: Site, case: Case, peer: str) -> Any:
     environment, python = ENVIRONMENTS[peer], find(peer)
-    if environment.app == "floor":
+    if not environment.is_worker:
         return site.start(python, environment.app)
     return site.start(python, environment.app, "-P", case.pool, "-c", str(case.concurrency))
 
@@ -181,6 +181,11 @@ def _work(site: Site, firsts: list[dict[str, Any]], messages: int) -> dict[str, 
         total = sum(map(peak_memory_of, children))
         memory["child_memory"] = max(memory["child_memory"], total)
     return {"main_cpu": main / messages, "child_cpu": child / messages, **memory}
+
+
+def _sizes(site: Site, peer: str) -> dict[str, int]:
+    is_worker = ENVIRONMENTS[peer].is_worker
+    return sizes(size for _, size in site.bodies) if is_worker else {}
 
 
 def _all_processes(site: Site) -> list[int]:

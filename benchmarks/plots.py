@@ -11,7 +11,13 @@ from summary import Spread, figures_of
 
 __all__ = ("plot",)
 
-COLOURS = {"ours": "#37814a", "original": "#c9a227", "plain": "#7a7a7a", "kombu": "#b9cfe0"}
+COLOURS = {
+    "ours": "#37814a",
+    "original": "#c9a227",
+    "plain": "#7a7a7a",
+    "kombu": "#b9cfe0",
+    "mixin": "#7fa6c4",
+}
 
 
 def plot(runs: Sequence[Mapping[str, Any]], titles: Mapping[str, str], path: Path) -> bool:

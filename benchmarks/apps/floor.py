@@ -43,12 +43,22 @@ class Floor:
             self.unrecorded = 0
             self.recording = False
 
+    def watch(self) -> None:
+        """Record the last few too: a time-out of `drain_events` would cost something each time."""
+        signal.signal(signal.SIGALRM, lambda *_: self.record())
+        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+
+
+def connect() -> tuple[Connection, Queue]:
+    name, options = SETTINGS["queue"], SETTINGS["transport_options"]
+    connection = Connection(SETTINGS["broker_url"], transport_options=options)
+    return connection, Queue(name, Exchange(name), routing_key=name)
+
 
 def main() -> None:
-    floor, name = Floor(), SETTINGS["queue"]
-    queue = Queue(name, Exchange(name), routing_key=name)
-    options = SETTINGS["transport_options"]
-    with Connection(SETTINGS["broker_url"], transport_options=options) as connection:
+    floor = Floor()
+    connection, queue = connect()
+    with connection:
         consumer = Consumer(
             connection.channel(),
             [queue],
@@ -57,9 +67,7 @@ def main() -> None:
             prefetch_count=SETTINGS["prefetch_count"],
         )
         with consumer:
-            # For the last few: a time-out of `drain_events` would cost something for each message.
-            signal.signal(signal.SIGALRM, lambda *_: floor.record())
-            signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+            floor.watch()
             recording.note_ready()
             while True:
                 connection.drain_events()
