@@ -32,6 +32,11 @@ class RateLimit:
             return None
         return self._consumer.task_buckets[self._name]
 
+    @property
+    def is_off(self) -> bool:
+        """Whether the task has none."""
+        return self._bucket is None
+
     def allows(self) -> bool:
         """Whether a batch may run now. If so, it counts from now on."""
         bucket = self._bucket

@@ -6,6 +6,10 @@ processes is the worker's budget. Beyond it there is room for
 * one whole batch of each task that is filling one, and
 * the other members of the batches on their way, of at most as many batches as the budget says.
 
+A task whose last batch was full is expected to fill more: these count as on their way before they
+are here. So the broker need not be told of each batch, and what it has sent ahead lasts while it
+pauses, as RabbitMQ does for tens of milliseconds now and then.
+
 So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most, and a task
 that nothing comes in for takes no room. The broker is told of whole batches, never of single
 messages, and on AMQP without waiting for its answer.
@@ -14,7 +18,7 @@ messages, and on AMQP without waiting for its answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain, cycle, islice
 from threading import RLock
 from types import MethodType
 from typing import Any
@@ -98,6 +102,8 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
         self._filling = 0
         #: The batches on their way, in the order in which they were sent.
         self._charges: dict[Charge, int] = {}
+        #: The other members of a batch, for each task that full batches are expected of.
+        self._expected: list[int] = []
         #: Batches that have not ended, acknowledged or not.
         self._unfinished: set[Charge] = set()
 
@@ -112,7 +118,8 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
             return value
         with self._lock:
             # Batches beyond the budget use up the room that there is.
-            on_their_way = sum(islice(self._charges.values(), self._budget()))
+            batches = chain(self._charges.values(), cycle(self._expected))
+            on_their_way = sum(islice(batches, self._budget()))
             return min(value + self._filling + on_their_way, int(PREFETCH_COUNT_MAX))
 
     def set(self, pcount: int) -> int:
@@ -130,6 +137,18 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
         with self._lock:
             self._filling += messages
             self.prev = None  # So that the event loop tells the broker.
+
+    def expect(self, size: int) -> None:
+        """Count batches of that size as on their way before they are here, until further notice."""
+        with self._lock:
+            self._expected.append(size - 1)
+            self.prev = None
+
+    def expect_no_more(self, size: int) -> None:
+        """Count them only when they are here again."""
+        with self._lock:
+            self._expected.remove(size - 1)
+            self.prev = None
 
     def charge(self, size: int) -> Charge:
         """Charge a batch that is sent to the pool as one task."""
@@ -173,13 +192,14 @@ class PrefetchRoom:
         flush_every: The number of messages in a full batch.
     """
 
-    __slots__ = ("_consumer", "_flush_every", "_messages", "_prefetch")
+    __slots__ = ("_consumer", "_flush_every", "_is_ahead", "_messages", "_prefetch")
 
     def __init__(self, consumer: Any, flush_every: int) -> None:
         self._consumer = consumer
         self._flush_every = flush_every
         self._prefetch: Prefetch | None = None
         self._messages = 0
+        self._is_ahead = False
 
     def open(self, batches: int = 1) -> None:
         """Make room for a batch, unless there is room already.
@@ -195,8 +215,21 @@ class PrefetchRoom:
                 self._messages = self._flush_every * batches
                 self._prefetch.make_room(self._messages)
 
+    def go_ahead(self) -> None:
+        """Full batches are expected: let the broker deliver them ahead."""
+        if self._prefetch is not None and not self._is_ahead:
+            self._is_ahead = True
+            self._prefetch.expect(self._flush_every)
+
+    def wait_and_see(self) -> None:
+        """No more are expected than those that are on their way."""
+        if self._prefetch is not None and self._is_ahead:
+            self._is_ahead = False
+            self._prefetch.expect_no_more(self._flush_every)
+
     def close(self) -> None:
         """Give that room back, if there is any."""
+        self.wait_and_see()
         prefetch, self._prefetch = self._prefetch, None
         if prefetch is not None:
             prefetch.make_room(-self._messages)

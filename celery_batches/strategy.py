@@ -73,6 +73,9 @@ __all__ = ("BatchStrategy", "strategy_of")
 
 logger = get_logger(__name__)
 
+#: Seconds after a full batch in which more of them are expected.
+AHEAD = 1.0
+
 
 class _BufferingConsumer:
     """The worker's consumer, as Celery's default strategy sees it on behalf of a batch task.
@@ -131,6 +134,8 @@ class BatchStrategy:
         #: What has taken over, if the connection goes on.
         self._successor: BatchStrategy | None = None
         self._room = PrefetchRoom(consumer, task.flush_every)
+        #: Until when full batches are expected.
+        self._ahead_until: float | None = None
         self._reserved = 0
         self._warned_of_eta = False
         self._receive = default_strategy(
@@ -201,9 +206,7 @@ class BatchStrategy:
         """Buffer a request; return the batches to be sent. Called under the lock."""
         now = monotonic()
         self._put(request, now)
-        if self._timer_at is not None and not self._full:
-            return ()  # The timer is for the oldest request, or for an older one.
-        batches = self._take_full()
+        batches = self._take_full() if self._full else ()
         self._arm(now)
         return batches
 
@@ -213,6 +216,9 @@ class BatchStrategy:
         batch = self._buffer.add(request, now=now)
         if batch is not None:
             self._full.append(batch)
+            if self._limit.is_off and not self._reserved:
+                self._room.go_ahead()
+                self._ahead_until = now + AHEAD
 
     def _take_full(self) -> list[Batch[Any]]:
         """Return the full batches that the rate limit lets go. Called under the lock."""
@@ -242,7 +248,13 @@ class BatchStrategy:
         wakeup = self._buffer.next_wakeup
         if self._full or (wakeup is not None and wakeup <= now):
             wakeup = now + self._limit.wait()  # It is held back.
-        if wakeup is None or (self._timer_at is not None and self._timer_at <= wakeup):
+        if self._ahead_until is not None:
+            wakeup = self._ahead_until if wakeup is None else min(wakeup, self._ahead_until)
+        if wakeup is not None:
+            self._wake_at(wakeup)
+
+    def _wake_at(self, wakeup: float) -> None:
+        if self._timer_at is not None and self._timer_at <= wakeup:
             return
         self._disarm()
         self._timer_at = wakeup
@@ -260,11 +272,18 @@ class BatchStrategy:
             self._timer = self._timer_at = None
             now = monotonic()
             batches = self._take_due(now)
+            was_ahead = self._ahead_until is not None
+            if self._ahead_until is not None and self._ahead_until <= now:
+                self._ahead_until = None
+                self._room.wait_and_see()
             self._arm(now)
             if not self._reserved and not self.buffered:
                 # Nothing has come in since the last flush, or that was one by interval: other tasks
                 # shall not make use of the room.
-                self._room.close()
+                if was_ahead:
+                    self._wake_at(now + self._buffer.flush_interval)
+                else:
+                    self._room.close()
         for batch in batches:
             self._flush(batch)
 

@@ -9,6 +9,7 @@ from kombu.utils.limits import TokenBucket
 from unit.support import Clock, FakeConsumer, protocol_2
 
 from celery_batches import Batches, strategy
+from celery_batches.prefetch import Prefetch
 from celery_batches.strategy import BatchStrategy
 
 
@@ -91,6 +92,15 @@ def test_full_batches_wait_in_line(app: Any, clock: Clock) -> None:
         assert len(world.batches) == count
     assert world.batches == [ids(0, 1, 2), ids(3, 4, 5)]
     assert world.timer.eta == 1010.0  # The last request still waits for its interval.
+
+
+def test_full_batches_are_not_expected(app: Any, clock: Clock) -> None:
+    """A worker with a rate limit leaves to others what it may not run yet."""
+    world = World(app, Bucket(tokens=1))
+    world.consumer.qos = Prefetch(world.consumer.qos, lambda: 4)
+    world.send(3)
+    assert len(world.batches) == 1
+    assert world.consumer.qos.total == 4 + 3 + 2
 
 
 def test_what_is_due_goes_on_filling(app: Any, clock: Clock) -> None:

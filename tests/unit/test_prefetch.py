@@ -94,6 +94,46 @@ def test_no_more_batches_than_the_budget_says() -> None:
     assert qos.total == 104 + 3 * 99
 
 
+def test_expected_batches_fill_the_budget() -> None:
+    """What is expected has the room that no batch on its way takes, the larger ones in turn."""
+    consumer = Consumer(4)
+    small, large = PrefetchRoom(consumer, 10), PrefetchRoom(consumer, 100)
+    small.go_ahead()
+    assert consumer.qos.total == 4, "not before it is open"
+    small.open()
+    small.go_ahead()
+    small.go_ahead()
+    assert consumer.qos.total == 4 + 10 + 4 * 9
+    charge = consumer.qos.charge(5)
+    assert consumer.qos.total == 4 + 10 + 4 + 3 * 9
+    large.open()
+    large.go_ahead()
+    assert consumer.qos.total == 4 + 110 + 4 + 9 + 99 + 9
+    small.wait_and_see()
+    small.wait_and_see()
+    assert consumer.qos.total == 4 + 110 + 4 + 3 * 99
+    charge.refund()
+    large.close()
+    assert consumer.qos.total == 4 + 10
+
+
+def test_batches_that_were_expected_are_no_news() -> None:
+    """While full batches come and go, the broker is told nothing."""
+    consumer = Consumer(4)
+    room = PrefetchRoom(consumer, 10)
+    room.open()
+    room.go_ahead()
+    assert consumer.loop() == [4 + 10 + 4 * 9]
+    for _ in range(3):
+        first, second = consumer.qos.charge(10), consumer.qos.charge(10)
+        assert consumer.loop() == []
+        first.finish()
+        second.finish()
+        assert consumer.loop() == []
+    room.wait_and_see()
+    assert consumer.loop() == [4 + 10]
+
+
 def test_no_limit_stays_no_limit() -> None:
     """A prefetch count of 0 means unlimited, and is never turned into a limit."""
     consumer = Consumer(0)
