@@ -11,28 +11,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from struct import Struct
-from threading import RLock, local
+from threading import local
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import amqp
 from kombu.message import Message
 from kombu.transport import virtual
 from vine import promise
 
-from .tags import DeliveryTags
+from .writing import acknowledge_at_once, acknowledge_in_turn
 
 __all__ = ("BatchAck", "Promised", "together")
-
-#: A method frame of AMQP 0-9-1 with ``basic.ack`` in it: type, channel, size of what follows up to
-#: the end, class, method, delivery tag, whether it is for all tags up to this one, end of frame.
-ACK_FRAME = Struct(">BHIHHQBB")
-
-
-#: For each AMQP channel, what has been acknowledged here, and the lock of who says so. It can be
-#: taken again: a signal handler that stops the pool has callbacks run.
-_tags: WeakKeyDictionary[Any, tuple[DeliveryTags, Any]] = WeakKeyDictionary()
 
 
 class _Collection(local):
@@ -184,7 +173,7 @@ def _way_of(channel: Any, *, has_loop: bool) -> Callable[[Any, Sequence[Any]], N
         if not plain or not is_open:
             return None
         # Without an event loop, other greenlets may be writing to the same connection.
-        return _write_at_once if has_loop else _write_one_by_one
+        return acknowledge_at_once if has_loop else acknowledge_in_turn
     # Without Redis it cannot be imported; with it, it has been.
     redis = sys.modules.get("kombu.transport.redis")
     if redis is not None and isinstance(channel, redis.Channel):
@@ -215,38 +204,3 @@ def _remove_from_redis(channel: Any, tags: Sequence[str]) -> None:
         pipe.zrem(qos.unacked_index_key, *tags).hdel(qos.unacked_key, *tags).execute()
     for tag in tags:
         virtual.QoS.ack(qos, tag)
-
-
-def _write_at_once(channel: Any, tags: Sequence[int]) -> None:
-    """Write what acknowledges these messages at once: one frame for those that are next in line."""
-    number, connection = channel.channel_id, channel.connection
-    with _saying(channel, tags) as said:
-        frames = [
-            ACK_FRAME.pack(1, number, 13, *amqp.spec.Basic.Ack, tag, multiple, 0xCE)
-            for tag, multiple in said
-        ]
-        connection.transport.write(b"".join(frames))
-    connection.bytes_sent += len(frames)
-
-
-def _write_one_by_one(channel: Any, tags: Sequence[int]) -> None:
-    """Have py-amqp write the same frames, which sees to it that others do not write amid one."""
-    with _saying(channel, tags) as said:
-        for tag, multiple in said:
-            channel.basic_ack(tag, multiple=multiple)
-
-
-@contextmanager
-def _saying(channel: Any, tags: Sequence[int]) -> Iterator[list[tuple[int, bool]]]:
-    """What to say of these deliveries, and that it has been said.
-
-    What was decided first has to be written first: a frame that is for many must not come before
-    one that is for some of them.
-    """
-    known, lock = _tags.setdefault(channel, (DeliveryTags(), RLock()))
-    with lock:
-        try:
-            yield known.acknowledge(tags)
-        except BaseException:
-            known.give_up()
-            raise
