@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import struct
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -229,6 +233,43 @@ def test_messages_that_are_decrypted_already(hub: Hub, ends: Any, broker: Broker
     frames = frames_of(100)
     broker.write(frames)
     next(hub.create_loop())
+    assert connection.frames == frames
+
+
+@contextmanager
+def encrypted(ends: Sequence[socket.socket]) -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    """Both ends of a connection, with TLS: nobody has a certificate."""
+    here = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    here.check_hostname = False
+    here.verify_mode = ssl.CERT_NONE
+    there = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for context in (here, there):
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.set_ciphers("AECDH:@SECLEVEL=0")
+        except ssl.SSLError:
+            pytest.skip("this OpenSSL wants a certificate")
+    with ThreadPoolExecutor(2) as threads:
+        client = threads.submit(here.wrap_socket, ends[0])
+        server = threads.submit(there.wrap_socket, ends[1], server_side=True)
+    with client.result() as ours, server.result() as theirs:
+        yield ours, theirs
+
+
+def test_an_encrypted_connection(hub: Hub, ends: Any) -> None:
+    """All comes in, in order, in whatever records it is sent."""
+    frames = [frame for size in (1, 700, 9_000) for frame in frames_of(60, size)]
+    with encrypted(ends) as (client, server):
+        connection = Connection(TLS("localhost"), client)
+        read_many(consumer_of(connection), hub)
+        sender = threading.Thread(target=Broker(server).write, args=[frames])
+        sender.start()
+        hub.call_later(30, pytest.fail, "it waits for what it has")
+        loop = hub.create_loop()
+        while len(connection.frames) < len(frames):
+            next(loop)
+            assert not client.pending()
+        sender.join()
     assert connection.frames == frames
 
 
