@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -122,6 +123,8 @@ class World:
         #: The batches that have asked whether they are too late, and were not.
         self.in_time: set[str] = set()
         self.messages: dict[str, Any] = {}
+        #: Before any ETA.
+        self.soon = datetime.now(timezone.utc) + timedelta(minutes=1)
         #: The ids that come one after the other.
         self.sources: list[list[str]] = []
         self.in_flight: list[Any] = []
@@ -171,8 +174,11 @@ class World:
 
     # What the actors do.
 
-    def message(self, **options: Any) -> Any:
-        message = protocol_2(self.app, f"id-{len(self.messages)}", self.task.name, **options)
+    def message(self, *, later: bool = False) -> Any:
+        number = len(self.messages)
+        # One after the other: the clock of a machine may be put back at any time.
+        eta = {"eta": self.soon + timedelta(seconds=number)} if later else {}
+        message = protocol_2(self.app, f"id-{number}", self.task.name, **eta)
         self.messages[message.headers["id"]] = message
         return message
 
@@ -180,8 +186,8 @@ class World:
         handler = self.consumer.strategies[self.task.name]
         handler(message, None, message.ack_log_error, message.reject_log_error, [])
 
-    def receiver(self, count: int, **options: Any) -> None:
-        messages = [self.message(**options) for _ in range(count)]
+    def receiver(self, count: int, *, later: bool = False) -> None:
+        messages = [self.message(later=later) for _ in range(count)]
         self.sources.append([message.headers["id"] for message in messages])
 
         def receiver() -> None:
@@ -377,7 +383,7 @@ def loses_its_connection(world: World) -> None:
 
 def loses_its_connection_with_etas(world: World) -> None:
     """Requests whose time comes later are dropped too."""
-    world.receiver(2, countdown=60)
+    world.receiver(2, later=True)
     world.timer(for_etas=True)
     world.timer()
     world.keeper("retire")
@@ -386,7 +392,7 @@ def loses_its_connection_with_etas(world: World) -> None:
 def loses_its_connection_before_etas(world: World) -> None:
     """Their time comes while that is seen to."""
     for _ in range(2):
-        world.receive(world.message(countdown=60))
+        world.receive(world.message(later=True))
     world.keeper("retire")
     world.timer(for_etas=True)
     world.timer()
@@ -395,7 +401,7 @@ def loses_its_connection_before_etas(world: World) -> None:
 def is_reloaded(world: World) -> None:
     """Whatever is on its way to the old strategy reaches the new one."""
     world.receiver(1)
-    world.receiver(2, countdown=60)
+    world.receiver(2, later=True)
     world.timer(for_etas=True)
     world.timer()
     world.keeper("load")
@@ -556,7 +562,7 @@ def test_any_schedule_of_all_of_it(
         messages, others, etas = counts
         world.receiver(messages)
         world.receiver(others)
-        world.receiver(etas, countdown=60)
+        world.receiver(etas, later=True)
         world.timer(for_etas=True)
         world.timer(hasty=hasty)
         world.runner()
