@@ -25,7 +25,7 @@ def test_a_few_messages_through_every_peer(rabbitmq_url, tmp_path):
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
-    assert [run["peer"] for run in runs] == ["ours", "original", "plain", "kombu"]
+    assert [run["peer"] for run in runs] == ["ours", "original", "plain", "kombu", "mixin"]
     assert all(run["figures"]["rate"] > 0 for run in runs)
-    assert [run["sizes"] for run in runs] == [{"100": 3}, {"100": 3}, {"1": 300}, {}]
+    assert [run["sizes"] for run in runs] == [{"100": 3}, {"100": 3}, {"1": 300}, {}, {}]
     assert (tmp_path / "tables.rst").read_text().strip() == ended.stdout.strip()
