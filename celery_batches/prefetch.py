@@ -6,9 +6,9 @@ processes is the worker's budget. Beyond it there is room for
 * one whole batch of each task that is filling one, and
 * the other members of the batches on their way, of at most as many batches as the budget says.
 
-A task whose last batch was full is expected to fill more: these count as on their way before they
-are here. So the broker need not be told of each batch, and what it has sent ahead lasts while it
-pauses, as RabbitMQ does for tens of milliseconds now and then.
+A task that has just filled a batch is expected to fill more: these count as on their way before
+they are here. So the broker need not be told of each, and what it has sent ahead lasts while
+nothing comes from it, which may be for many milliseconds.
 
 So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most, and a task
 that nothing comes in for takes no room. The broker is told of whole batches, never of single
