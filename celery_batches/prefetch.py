@@ -192,14 +192,15 @@ class PrefetchRoom:
         flush_every: The number of messages in a full batch.
     """
 
-    __slots__ = ("_consumer", "_flush_every", "_is_ahead", "_messages", "_prefetch")
+    __slots__ = ("_consumer", "_flush_every", "_messages", "_prefetch", "ahead_until")
 
     def __init__(self, consumer: Any, flush_every: int) -> None:
         self._consumer = consumer
         self._flush_every = flush_every
         self._prefetch: Prefetch | None = None
         self._messages = 0
-        self._is_ahead = False
+        #: Until when full batches are expected, if they are.
+        self.ahead_until: float | None = None
 
     def open(self, batches: int = 1) -> None:
         """Make room for a batch, unless there is room already.
@@ -215,16 +216,17 @@ class PrefetchRoom:
                 self._messages = self._flush_every * batches
                 self._prefetch.make_room(self._messages)
 
-    def go_ahead(self) -> None:
-        """Full batches are expected: let the broker deliver them ahead."""
-        if self._prefetch is not None and not self._is_ahead:
-            self._is_ahead = True
-            self._prefetch.expect(self._flush_every)
+    def go_ahead(self, until: float) -> None:
+        """Let the broker deliver full batches ahead until then, if there is room for one at all."""
+        if self._prefetch is not None:
+            if self.ahead_until is None:
+                self._prefetch.expect(self._flush_every)
+            self.ahead_until = until
 
     def wait_and_see(self) -> None:
         """No more are expected than those that are on their way."""
-        if self._prefetch is not None and self._is_ahead:
-            self._is_ahead = False
+        if self._prefetch is not None and self.ahead_until is not None:
+            self.ahead_until = None
             self._prefetch.expect_no_more(self._flush_every)
 
     def close(self) -> None:

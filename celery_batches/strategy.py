@@ -134,8 +134,6 @@ class BatchStrategy:
         #: What has taken over, if the connection goes on.
         self._successor: BatchStrategy | None = None
         self._room = PrefetchRoom(consumer, task.flush_every)
-        #: Until when full batches are expected.
-        self._ahead_until: float | None = None
         self._reserved = 0
         self._warned_of_eta = False
         self._receive = default_strategy(
@@ -217,8 +215,7 @@ class BatchStrategy:
         if batch is not None:
             self._full.append(batch)
             if self._limit.is_off and not self._reserved:
-                self._room.go_ahead()
-                self._ahead_until = now + AHEAD
+                self._room.go_ahead(until=now + AHEAD)
 
     def _take_full(self) -> list[Batch[Any]]:
         """Return the full batches that the rate limit lets go. Called under the lock."""
@@ -245,11 +242,11 @@ class BatchStrategy:
         A timer that wakes up too early only sets the next one: so there is never more than one,
         and a flush by size need not touch it.
         """
-        wakeup = self._buffer.next_wakeup
+        wakeup, ahead_until = self._buffer.next_wakeup, self._room.ahead_until
         if self._full or (wakeup is not None and wakeup <= now):
             wakeup = now + self._limit.wait()  # It is held back.
-        if self._ahead_until is not None:
-            wakeup = self._ahead_until if wakeup is None else min(wakeup, self._ahead_until)
+        if ahead_until is not None:
+            wakeup = ahead_until if wakeup is None else min(wakeup, ahead_until)
         if wakeup is not None:
             self._wake_at(wakeup)
 
@@ -272,15 +269,14 @@ class BatchStrategy:
             self._timer = self._timer_at = None
             now = monotonic()
             batches = self._take_due(now)
-            was_ahead = self._ahead_until is not None
-            if self._ahead_until is not None and self._ahead_until <= now:
-                self._ahead_until = None
+            ahead_until = self._room.ahead_until
+            if ahead_until is not None and ahead_until <= now:
                 self._room.wait_and_see()
             self._arm(now)
             if not self._reserved and not self.buffered:
                 # Nothing has come in since the last flush, or that was one by interval: other tasks
                 # shall not make use of the room.
-                if was_ahead:
+                if ahead_until is not None:
                     self._wake_at(now + self._buffer.flush_interval)
                 else:
                     self._room.close()

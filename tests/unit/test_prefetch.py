@@ -98,16 +98,16 @@ def test_expected_batches_fill_the_budget() -> None:
     """What is expected has the room that no batch on its way takes, the larger ones in turn."""
     consumer = Consumer(4)
     small, large = PrefetchRoom(consumer, 10), PrefetchRoom(consumer, 100)
-    small.go_ahead()
+    small.go_ahead(until=1.0)
     assert consumer.qos.total == 4, "not before it is open"
     small.open()
-    small.go_ahead()
-    small.go_ahead()
+    small.go_ahead(until=1.0)
+    small.go_ahead(until=1.0)
     assert consumer.qos.total == 4 + 10 + 4 * 9
     charge = consumer.qos.charge(5)
     assert consumer.qos.total == 4 + 10 + 4 + 3 * 9
     large.open()
-    large.go_ahead()
+    large.go_ahead(until=1.0)
     assert consumer.qos.total == 4 + 110 + 4 + 9 + 99 + 9
     small.wait_and_see()
     small.wait_and_see()
@@ -122,7 +122,7 @@ def test_batches_that_were_expected_are_no_news() -> None:
     consumer = Consumer(4)
     room = PrefetchRoom(consumer, 10)
     room.open()
-    room.go_ahead()
+    room.go_ahead(until=1.0)
     assert consumer.loop() == [4 + 10 + 4 * 9]
     for _ in range(3):
         first, second = consumer.qos.charge(10), consumer.qos.charge(10)

@@ -452,6 +452,15 @@ def test_a_short_interval_counts_beside_that_second(app: Any, clock: Clock) -> N
     assert worker.timer.armed == []
 
 
+def test_a_batch_of_one_needs_no_timer(app: Any, clock: Clock) -> None:
+    """It is always full, and there is no room that it could give back."""
+    worker = Worker(app, clock, flush_every=1, flush_interval=10)
+    worker.receive()
+    assert len(worker.batches) == 1
+    assert worker.timer.armed == []
+    assert worker.consumer.qos.total == 4
+
+
 def test_a_task_without_requests_takes_no_room(app: Any, clock: Clock, worker: Worker) -> None:
     """What other tasks may hold is not more for a batch task that nothing comes in for."""
     BatchesStep(worker.consumer).start(worker.consumer)
