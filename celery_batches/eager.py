@@ -11,8 +11,8 @@ from celery.utils.functional import maybe_list
 from celery.utils.nodenames import gethostname
 
 from .compat import eager_result
+from .pool.trace import BatchTrace
 from .request import CONTEXT_KEYS, SimpleRequest
-from .trace import BatchTrace
 
 __all__ = ("apply_eagerly",)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from .outcomes import Outcome
+from .core.outcomes import Outcome
 
 __all__ = ("BATCH", "CONTEXT_KEYS", "SimpleRequest", "running_batch")
 

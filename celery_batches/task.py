@@ -18,7 +18,7 @@ __all__ = ("Batches",)
 
 #: By name, and other modules imported late: a client that only sends calls has no use for what
 #: runs in the worker.
-BATCHES_STEP = "celery_batches.step:BatchesStep"
+BATCHES_STEP = "celery_batches.worker.bootstep:BatchesStep"
 
 
 class Batches(Task):  # type: ignore[misc]  # celery is not typed
@@ -131,7 +131,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
                 f"{self.name}: self.retry() retries every request of the batch, each with its own "
                 f"arguments; for other arguments use request.retry(args=..., kwargs=...)"
             )
-        from .retries import retry_all
+        from .pool.retries import retry_all
 
         reason = retry_all(self, batch.requests, given)
         if throw:
@@ -160,7 +160,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
                 ``exc`` is not given; else that is raised.
             celery.exceptions.Reject: If it cannot be sent.
         """
-        from .context import acting_as
+        from .pool.context import acting_as
 
         if args is not None or kwargs is not None:
             args = request.args if args is None else args
@@ -202,7 +202,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             **fields: What the event says. With ``uuid``, the id of a request, it is sent for that
                 one only.
         """
-        from .context import acting_as
+        from .pool.context import acting_as
 
         batch = running_batch(self)
         if batch is None:
@@ -274,8 +274,8 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             app: The Celery app.
             consumer: The worker's ``celery.worker.consumer.Consumer``.
         """
-        from .member import member_class
-        from .strategy import BatchStrategy, strategy_of
+        from .worker.member_request import member_class
+        from .worker.strategy import BatchStrategy, strategy_of
 
         self._check_options()
         task.Request = member_class(task.Request)

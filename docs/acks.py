@@ -1,6 +1,6 @@
 """When the message of a request is acknowledged: the table that the documentation prints.
 
-`tests/unit/test_acks.py` makes each cell happen, with Celery's own ``Request``.
+`tests/unit/test_ack_table.py` makes each cell happen, with Celery's own ``Request``.
 """
 
 from typing import Any, NamedTuple

@@ -19,7 +19,7 @@ from kombu.utils.uuid import uuid
 from unit.support import make_request, protocol_2
 
 from celery_batches import Batches, SimpleRequest
-from celery_batches.trace import trace_batch
+from celery_batches.pool.trace import trace_batch
 
 TESTS = Path(__file__).parents[1]
 DOCS = TESTS.parent / "docs"
