@@ -10,6 +10,8 @@ from celery import signals
 from unit.support import Clock
 from unit.worker.stillworker import Worker
 
+from celery_batches import Batches
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -33,3 +35,11 @@ def received() -> Iterator[list[str]]:
     signals.task_received.connect(receive, weak=False)
     yield ids
     signals.task_received.disconnect(receive)
+
+
+@pytest.fixture
+def task(app: Any) -> Any:
+    @app.task(base=Batches, name="unit.click", flush_every=2, flush_interval=10)
+    def click(requests: Any) -> None: ...
+
+    return click
