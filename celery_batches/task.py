@@ -12,7 +12,8 @@ from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from .options import REMOVED, check_body, check_flush_every, check_flush_interval, check_removed
-from .request import SimpleRequest, running_batch
+from .pool.running import running_batch
+from .request import SimpleRequest
 
 __all__ = ("Batches",)
 
@@ -274,10 +275,12 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             app: The Celery app.
             consumer: The worker's ``celery.worker.consumer.Consumer``.
         """
+        from .pool.context import keep_body
         from .worker.member_request import member_class
         from .worker.strategy import BatchStrategy, strategy_of
 
         self._check_options()
+        keep_body(task)
         task.Request = member_class(task.Request)
         strategy = BatchStrategy(task, app, consumer)
         old = strategy_of(consumer, task.name)
