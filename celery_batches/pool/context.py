@@ -8,7 +8,7 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 from celery._state import _task_stack
-from celery.app.task import Context
+from celery.app.task import Context, Task
 from celery.app.trace import task_has_custom
 
 from ..request import SimpleRequest, context_of
@@ -30,26 +30,41 @@ class Body(NamedTuple):
 
 
 def body_of(task: Any) -> Body:
-    """Return the body of a task, as `keep_body` has kept it or else as it is now."""
+    """Return the body of a task, without what was put around it since `keep_body`.
+
+    Whatever replaces the body, such as a mock in a test, counts.
+    """
+    now = _body_now(task)
     kept: Body | None = task.__dict__.get("__body__")
-    if kept is not None:
-        return kept
-    run = task.run
-    return Body(MethodType(task.__class__.__call__, task) if _has_own_call(task) else run, run)
+    return kept if kept is not None and _wraps(now.run, kept.run) else now
 
 
 def keep_body(task: Any) -> None:
-    """Keep the body as it is now, before the worker builds its tracers.
+    """Keep the body as it is now, before a worker builds its tracers.
 
-    The worker builds a tracer for each task when it starts, which no batch is run by. Tools that
-    hook into that wrap ``run`` or ``__call__`` of the task. They wrap those of the batch too (see
-    `pool.tracer`), and would see each exception twice.
+    A worker builds a tracer for each task when it starts, which no batch is run by. Tools that
+    hook into that put a wrapper around ``run`` or ``__call__`` of the task. They put one around
+    those of a batch too (see `pool.tracer`), and would see each exception twice.
     """
-    task.__dict__.setdefault("__body__", body_of(task))
+    task.__dict__.setdefault("__body__", _body_now(task))
 
 
-def _has_own_call(task: Any) -> bool:
-    return task_has_custom(task, "__call__") is not None
+def _body_now(task: Any) -> Body:
+    run = task.run
+    # A worker gives Celery's base class a ``__call__`` that protects its stack of requests.
+    if task_has_custom(task, "__call__") not in (None, Task):
+        return Body(MethodType(task.__class__.__call__, task), run)
+    return Body(run, run)
+
+
+def _wraps(function: Any, kept: Any) -> bool:
+    """Whether it is that function, or a wrapper around it (see ``functools.wraps``)."""
+    kept = getattr(kept, "__func__", kept)
+    while function is not None:
+        if getattr(function, "__func__", function) is kept:
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 @contextmanager
