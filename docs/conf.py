@@ -39,5 +39,12 @@ def write_tables(app):
     (tables / "acks.rst").write_text(acks.as_rst())
 
 
+def link_pages(app, relative_path, parent_docname, content):
+    """Link pages from the README, which names them by their paths in the repository."""
+    path = r"`([^`<]+) <(?:docs/)?([\w-]+)\.rst>`__"
+    content[0] = re.sub(path, lambda link: f":doc:`{link[1]} <{link[2].lower()}>`", content[0])
+
+
 def setup(app):
     app.connect("builder-inited", write_tables)
+    app.connect("include-read", link_pages)
