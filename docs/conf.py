@@ -1,5 +1,6 @@
 """Sphinx configuration. Build: ``make docs`` (every warning is an error)."""
 
+import csv
 import importlib.util
 import re
 import sys
@@ -31,7 +32,7 @@ nitpick_ignore_regex = [("py:.*", rf"({'|'.join(map(re.escape, _foreign))})(\..*
 
 
 def write_tables(app):
-    """Tables that are code, as pages can include them."""
+    """Tables that are code, or that have a column for the tests, as pages can include them."""
     docs = Path(app.srcdir)
     spec = importlib.util.spec_from_file_location("acks", docs / "acks.py")
     acks = importlib.util.module_from_spec(spec)
@@ -39,6 +40,9 @@ def write_tables(app):
     tables = docs / "_tables"
     tables.mkdir(exist_ok=True)
     (tables / "acks.rst").write_text(acks.as_rst())
+    for source in docs.glob("honours-*.csv"):
+        with source.open(newline="") as rows, (tables / source.name).open("w", newline="") as shown:
+            csv.writer(shown).writerows(row[:-1] for row in csv.reader(rows))
 
 
 def link_pages(app, relative_path, parent_docname, content):
