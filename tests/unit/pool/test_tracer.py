@@ -13,7 +13,7 @@ from celery import Task, current_task
 from unit.pool.world import World
 
 from celery_batches import Batches
-from celery_batches.pool.context import body_of
+from celery_batches.pool.body import body_of
 from celery_batches.pool.tracer import BatchTask
 
 
