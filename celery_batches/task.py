@@ -12,13 +12,15 @@ from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from .options import REMOVED, check_body, check_flush_every, check_flush_interval, check_removed
-from .request import SimpleRequest, running_batch
+from .pool.body import keep_body
+from .pool.running import running_batch
+from .request import SimpleRequest
 
 __all__ = ("Batches",)
 
 #: By name, and other modules imported late: a client that only sends calls has no use for what
 #: runs in the worker.
-BATCHES_STEP = "celery_batches.step:BatchesStep"
+BATCHES_STEP = "celery_batches.worker.bootstep:BatchesStep"
 
 
 class Batches(Task):  # type: ignore[misc]  # celery is not typed
@@ -61,6 +63,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         # By now ``task_annotations`` have been applied.
         cls._check_options()
         app.steps["consumer"].add(BATCHES_STEP)
+        app.on_after_finalize.connect(_keep_bodies)
         return bound
 
     @classmethod
@@ -131,7 +134,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
                 f"{self.name}: self.retry() retries every request of the batch, each with its own "
                 f"arguments; for other arguments use request.retry(args=..., kwargs=...)"
             )
-        from .retries import retry_all
+        from .pool.retries import retry_all
 
         reason = retry_all(self, batch.requests, given)
         if throw:
@@ -160,7 +163,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
                 ``exc`` is not given; else that is raised.
             celery.exceptions.Reject: If it cannot be sent.
         """
-        from .context import acting_as
+        from .pool.context import acting_as
 
         if args is not None or kwargs is not None:
             args = request.args if args is None else args
@@ -202,7 +205,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             **fields: What the event says. With ``uuid``, the id of a request, it is sent for that
                 one only.
         """
-        from .context import acting_as
+        from .pool.context import acting_as
 
         batch = running_batch(self)
         if batch is None:
@@ -274,10 +277,11 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             app: The Celery app.
             consumer: The worker's ``celery.worker.consumer.Consumer``.
         """
-        from .member import member_class
-        from .strategy import BatchStrategy, strategy_of
+        from .worker.member_request import member_class
+        from .worker.strategy import BatchStrategy, strategy_of
 
         self._check_options()
+        keep_body(task)
         task.Request = member_class(task.Request)
         strategy = BatchStrategy(task, app, consumer)
         old = strategy_of(consumer, task.name)
@@ -368,3 +372,10 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             headers=headers,
             **options,
         )
+
+
+def _keep_bodies(sender: Any, **_: Any) -> None:
+    """Keep the body of each batch task, when Celery has completed it and no tool has seen it."""
+    for task in sender.tasks.values():
+        if isinstance(task, Batches):
+            keep_body(task)

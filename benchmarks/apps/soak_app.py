@@ -12,7 +12,7 @@ from celery.worker.control import inspect_command
 from celery.worker.request import Request
 
 from celery_batches import Batches
-from celery_batches.dispatch import BatchJob
+from celery_batches.worker.job import BatchJob
 
 SETTINGS = recording.SETTINGS
 

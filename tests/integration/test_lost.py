@@ -74,7 +74,9 @@ def everything_sent_has_run(site, count):
 def lines_on(worker, task):
     """The errors in the log for batches of this task."""
     return [
-        line for line in worker.problems if f" celery_batches.dispatch: Batch {task.name}[" in line
+        line
+        for line in worker.problems
+        if f" celery_batches.worker.job: Batch {task.name}[" in line
     ]
 
 

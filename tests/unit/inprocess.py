@@ -28,8 +28,8 @@ from kombu.transport.virtual.base import Message as VirtualMessage
 from nonsense import Sent
 from unit.support import HOSTNAME, Channel, Clock, Timer
 
-from celery_batches.step import BatchesStep
-from celery_batches.strategy import strategy_of
+from celery_batches.worker.bootstep import BatchesStep
+from celery_batches.worker.strategy import strategy_of
 
 __all__ = ("Delivery", "InProcessWorker", "Problems")
 

@@ -15,7 +15,7 @@ from kombu import Message
 from kombu.common import QoS
 from kombu.serialization import dumps
 
-from celery_batches.prefetch import Prefetch
+from celery_batches.worker.prefetch import Prefetch
 
 HOSTNAME = "worker@unit"
 

@@ -1,0 +1,91 @@
+"""What the worker's log says of a batch. Runs in the pool."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery.app.trace import get_log_policy
+from celery.exceptions import Retry
+from celery.utils.log import get_logger
+from celery.utils.saferepr import saferepr
+
+from ..core.outcomes import Unmarked, tally
+from ..errors import error_info
+from .continuations import is_awaited
+from .endings import outcome_of
+
+if TYPE_CHECKING:
+    from .run import BatchRun
+
+__all__ = ("log_batch",)
+
+#: The name that this has always had in the log.
+logger = get_logger("celery_batches.trace")
+
+LOG_BATCH = "Batch %(name)s[%(id)s] of %(size)d requests, flushed by %(trigger)s, "
+LOG_SUCCESS = LOG_BATCH + "succeeded in %(runtime)ss: %(return_value)s%(others)s"
+LOG_ENDED = LOG_BATCH + "%(description)s in %(runtime)ss: %(exc)s%(others)s"
+LOG_UNMARKED = (
+    "Batch %(name)s[%(id)s]: a link, chain or chord waits for %(count)d of its requests and does "
+    "not continue, since the body has not marked them. Use request.mark_as_done(result). "
+    "The first of them is %(first)r"
+)
+
+
+def log_batch(batch: BatchRun) -> None:
+    """Log what became of a batch: one line, and one for each request at level DEBUG."""
+    context = {
+        "name": batch.task.name,
+        "id": batch.id,
+        "size": len(batch.requests),
+        "trigger": batch.trigger,
+        "runtime": batch.runtime,
+        "hostname": batch.hostname,
+    }
+    error = next(iter(batch.exhausted), batch.end.error)
+    others = tally((applied.kind for applied in batch.applied), usual=_usual(batch.end.error))
+    context["others"] = f" ({others})" if others else ""
+    if error is None:
+        context["return_value"] = saferepr(batch.end.retval, batch.task.resultrepr_maxsize)
+        logger.info(LOG_SUCCESS, context, extra={"data": context})
+    elif isinstance(error, Retry):
+        context.update(description="retried", exc=str(error))
+        logger.info(LOG_ENDED, context, extra={"data": context})
+    else:
+        _log_error(batch, error, context)
+    _log_unmarked(batch, context)
+    if logger.isEnabledFor(logging.DEBUG):
+        for request, applied in zip(batch.requests, batch.applied, strict=False):
+            logger.debug("Batch %s had %r: %s", batch.id, request, applied.kind)
+
+
+def _usual(error: BaseException | None) -> frozenset[str]:
+    """Return the names of the outcomes that need no mention."""
+    if error is None:
+        return frozenset({"done", "unmarked"})
+    return frozenset({outcome_of(error).kind})
+
+
+def _log_error(batch: BatchRun, error: BaseException, context: dict[str, Any]) -> None:
+    einfo = (batch.end.einfo if error is batch.end.error else None) or error_info(error)
+    policy = get_log_policy(batch.task, einfo, error)
+    context.update(description=policy.description, exc=repr(error), traceback=einfo.traceback)
+    logger.log(
+        policy.severity,
+        LOG_ENDED,
+        context,
+        exc_info=error if policy.traceback else None,
+        extra={"data": context},
+    )
+
+
+def _log_unmarked(batch: BatchRun, context: dict[str, Any]) -> None:
+    awaited = [
+        request
+        for request, applied in zip(batch.requests, batch.applied, strict=False)
+        if isinstance(applied.outcome, Unmarked) and is_awaited(request)
+    ]
+    if awaited:
+        details = {**context, "count": len(awaited), "first": awaited[0]}
+        logger.warning(LOG_UNMARKED, details, extra={"data": details})

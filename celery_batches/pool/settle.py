@@ -1,0 +1,235 @@
+"""Settles a batch: applies the outcome of each of its requests. Runs in the pool.
+
+To apply an outcome is to store it, to send continuations, to call handlers and signals, and to make
+what the worker's main process is told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+from billiard.einfo import ExceptionInfo
+from celery import signals, states
+from celery.exceptions import Reject, Retry
+from celery.utils.log import get_logger
+from celery.utils.saferepr import saferepr
+
+from ..backends.bulk import State, store_at_once
+from ..core.outcomes import (
+    UNMARKED,
+    Done,
+    Failed,
+    Ignored,
+    Kind,
+    Outcome,
+    Rejected,
+    Repeated,
+    Retried,
+    Unmarked,
+)
+from ..core.slot import Progress
+from ..errors import call_live, pickleable
+from ..request import SimpleRequest, slot_of
+from .continuations import has_continuations, sends_on_success
+from .exceptions import BodyEnd, ExceptionInfos
+from .handlers import Handlers
+from .store import store_done, store_failure, stores_errors, stores_results
+
+__all__ = ("Applied", "Report", "Settlement")
+
+logger = get_logger(__name__)
+
+#: What the pool says of one request: whether it failed, and the representation of its result or
+#: the ``ExceptionInfo`` of its failure (the first two values that ``Request.on_success`` takes).
+Report: TypeAlias = "tuple[bool, str | ExceptionInfo | None]"
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """An outcome that has been applied.
+
+    Attributes:
+        outcome: Not always the one that was recorded: a result that cannot be stored is a failure,
+            as is a retry too many. That of a retried request has the ``Retry``.
+        report: What the worker's main process is told.
+    """
+
+    outcome: Outcome
+    report: Report
+
+    @property
+    def kind(self) -> Kind:
+        """The name of the outcome."""
+        return self.outcome.kind
+
+
+@dataclass(slots=True)
+class Settlement:
+    """Applies the outcomes of one batch.
+
+    Arguments:
+        task: The batch task.
+        end: How the body has ended.
+        handlers: The handlers of the task.
+        eager: Whether the batch is run eagerly.
+        propagate: Whether errors are raised, not stored.
+    """
+
+    task: Any
+    end: BodyEnd
+    handlers: Handlers
+    eager: bool = False
+    propagate: bool = False
+    #: The requests whose retries are exhausted, with what they have failed with.
+    exhausted: list[tuple[SimpleRequest, BaseException]] = field(default_factory=list)
+    _infos: ExceptionInfos = field(init=False)
+    #: The same for all requests that the body has not marked.
+    _unmarked_once: Applied | None = None
+
+    def __post_init__(self) -> None:
+        self._infos = ExceptionInfos(self.end)
+
+    def apply_all(
+        self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome]
+    ) -> Iterator[Applied]:
+        """Apply each outcome, in order; store at once what can be."""
+        known = [self._state(*each) for each in zip(requests, outcomes, strict=True)]
+        stored = store_at_once(self.task.backend, known)
+        for request, outcome, is_stored in zip(requests, outcomes, stored, strict=True):
+            if is_stored:
+                more = has_continuations(request)
+                slot_of(request).progress = Progress.STORED if more else Progress.TOLD
+            yield self.apply(request, outcome)
+
+    def _state(self, request: SimpleRequest, outcome: Outcome) -> State | None:
+        """Return what is to be stored of a request, if that is the first thing to do."""
+        if isinstance(outcome, Unmarked) or _is_told(request) or sends_on_success(request):
+            return None
+        try:
+            if isinstance(outcome, Done) and stores_results(self.task, request, eager=self.eager):
+                return State(request, outcome.result, states.SUCCESS)
+            if isinstance(outcome, Failed) and stores_errors(self.task, request, eager=self.eager):
+                exc = self._infos.pickleable(outcome.exc)
+                return State(request, exc, states.FAILURE, self._infos.failure(exc).traceback)
+        except Exception as exc:
+            logger.debug("Cannot say what to store of %r: %r", request, exc)
+        return None
+
+    def apply(self, request: SimpleRequest, outcome: Outcome) -> Applied:
+        """Apply one outcome; if that goes wrong, it is this request that fails."""
+        try:
+            return self._apply(request, outcome)
+        except Exception as exc:
+            if self.propagate:
+                raise
+            logger.error("Cannot settle %r as %s: %r", request, outcome.kind, exc, exc_info=True)
+            return self._failed(request, pickleable(exc))
+
+    def _apply(self, request: SimpleRequest, outcome: Outcome) -> Applied:
+        match outcome:
+            case Unmarked():
+                return self._unmarked(request)
+            case Done():
+                return self._done(request, outcome)
+            case Failed():
+                return self._failed(request, outcome.exc)
+            case Retried():
+                return self._retried(request, outcome)
+            case Rejected():
+                return self._rejected(outcome)
+            case Ignored():
+                return Applied(outcome, (True, self._infos.internal(outcome.exc)))
+            case Repeated():
+                return Applied(outcome, (False, None))
+
+    def _done(self, request: SimpleRequest, outcome: Done) -> Applied:
+        if not _is_told(request):
+            store_done(self.task, request, outcome.result, eager=self.eager)
+        report = (False, saferepr(outcome.result, self.task.resultrepr_maxsize))
+        self.handlers.on_success(request, outcome.result)
+        return Applied(outcome, report)
+
+    def _unmarked(self, request: SimpleRequest) -> Applied:
+        applied = self._unmarked_once
+        if applied is None:
+            report = (False, saferepr(self.end.retval, self.task.resultrepr_maxsize))
+            applied = self._unmarked_once = Applied(UNMARKED, report)
+        self.handlers.on_success(request, self.end.retval)
+        return applied
+
+    def _failed(self, request: SimpleRequest, raised: BaseException) -> Applied:
+        exc = self._infos.pickleable(raised)
+        einfo = self._infos.failure(exc)
+        if not _is_told(request):
+            try:
+                store_failure(self.task, request, exc, einfo.traceback, eager=self.eager)
+            except Exception as error:
+                logger.exception("Cannot store the failure of %r: %r", request, error)
+        if exc is self.end.error:
+            self.handlers.on_failure(request, exc, einfo)
+        elif self.handlers or signals.task_failure.receivers:
+            call_live(exc, lambda: self._tell_own_failure(request, exc, einfo))
+        return Applied(Failed(exc), (True, self._infos.reported(exc, einfo)))
+
+    def _tell_own_failure(
+        self, request: SimpleRequest, exc: BaseException, einfo: ExceptionInfo
+    ) -> None:
+        self.handlers.on_failure(request, exc, einfo)
+        is_exhausted = any(exhausted is request for exhausted, _ in self.exhausted)
+        if not (is_exhausted and isinstance(self.end.error, Retry)):
+            self.handlers.send_failure(request, exc, einfo)
+
+    def send_exhausted(self) -> None:
+        """Send ``task_failure`` for each request that is not retried with the rest of the batch.
+
+        Only when all outcomes are applied it is known whether the batch as a whole has failed.
+        """
+        for request, exc in self.exhausted:
+            send = partial(self.handlers.send_failure, request, exc, self._infos.failure(exc))
+            call_live(exc, send)
+
+    def _retried(self, request: SimpleRequest, outcome: Retried) -> Applied:
+        exc = None if outcome.exc is None else pickleable(outcome.exc)
+        traceback = None if exc is None else exc.__traceback__
+        try:
+            reason = self._send_again(request, exc, outcome)
+        except Reject as rejected:  # The message could not be sent.
+            return self._rejected(Rejected(rejected))
+        except Exception as error:
+            if error is exc:
+                # Raised for the sake of raising it: where it came from is what counts.
+                error.__traceback__ = traceback
+            self.exhausted.append((request, error))
+            return self._failed(request, error)
+        einfo = self._infos.retry(reason, exc)
+        if stores_errors(self.task, request, eager=self.eager):
+            self.task.backend.mark_as_retry(
+                request.id, reason.exc, einfo.traceback, request=request
+            )
+        if isinstance(self.end.error, Retry):
+            self.handlers.on_retry(request, reason, einfo)
+        elif self.handlers or signals.task_retry.receivers:
+            call_live(reason, lambda: self.handlers.on_retry(request, reason, einfo))
+        return Applied(Retried(reason), (True, einfo))
+
+    def _send_again(
+        self, request: SimpleRequest, exc: BaseException | None, outcome: Retried
+    ) -> Retry:
+        if outcome.options is None:
+            return Retry(exc=exc)
+        reason: Retry = self.task.retry_request(request, exc=exc, **outcome.options)
+        return reason
+
+    def _rejected(self, outcome: Rejected) -> Applied:
+        exc = outcome.exc
+        if exc is None:
+            exc = Reject("rejected by the body", requeue=outcome.requeue)
+        return Applied(Rejected(exc), (True, self._infos.internal(exc)))
+
+
+def _is_told(request: SimpleRequest) -> bool:
+    """Whether the result backend has the outcome, and all that follows from it was sent."""
+    return slot_of(request).progress is Progress.TOLD

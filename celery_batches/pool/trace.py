@@ -1,0 +1,74 @@
+"""What the worker hands to its pool: run one batch. Runs in the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from celery import current_app
+from celery.utils.nodenames import gethostname
+from kombu.utils.uuid import uuid
+
+from ..request import SimpleRequest
+from .run import BatchRun
+from .settle import Report
+
+__all__ = ("apply_batches_task", "trace_batch")
+
+
+def trace_batch(
+    name: str,
+    batch_id: str,
+    requests: Sequence[SimpleRequest],
+    trigger: str,
+    hostname: str | None = None,
+    body_args: tuple[Any, ...] | None = None,
+) -> tuple[bool, list[Report], float]:
+    """Run one batch of the current app; this is what the worker hands to its pool.
+
+    Returns:
+        Whether something other than the body failed, one report for each request, in order, and
+        the runtime in seconds.
+    """
+    batch = BatchRun(
+        task=current_app.tasks[name],
+        requests=requests,
+        id=batch_id,
+        trigger=trigger,
+        hostname=hostname or gethostname(),
+        body_args=body_args,
+    )
+    try:
+        batch.run()
+    except Exception as exc:
+        # Most pools are not prepared for one: nobody would ever hear of these requests again.
+        batch.fail_the_rest(exc)
+    return batch.has_failed_outside, batch.reports, batch.runtime
+
+
+def apply_batches_task(
+    task: Any, args: tuple[Sequence[SimpleRequest]], loglevel: int | None, logfile: str | None
+) -> Any:
+    """Run a batch in this process.
+
+    Arguments:
+        task: The batch task.
+        args: One positional argument for the body: the requests.
+        loglevel: Level of the worker's log, for ``task.request.loglevel``.
+        logfile: Name of the worker's log file, for ``task.request.logfile``.
+
+    Returns:
+        What the body returned, or ``None`` if it raised: that is logged, and the requests fail.
+    """
+    batch = BatchRun(
+        task=task,
+        requests=args[0],
+        id=uuid(),
+        trigger="manual",
+        hostname=gethostname(),
+        body_args=args,
+        loglevel=loglevel,
+        logfile=logfile,
+    )
+    batch.run()
+    return batch.end.retval

@@ -1,0 +1,85 @@
+"""The worker's bootstep for batch tasks. Runs in the worker's main process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+from kombu.common import ignore_errors
+
+from ..compat import disables_prefetch, has_static_prefetch
+from ..transports.amqp_reader import read_many
+from ..transports.visibility import warn_of_visibility_timeout
+from .prefetch import (
+    Prefetch,
+    count_batches_as_one,
+    prefetch_of,
+    warn_of_prefetch_limit,
+    without_waiting,
+)
+from .strategy import BatchStrategy, strategy_of
+from .unknown_tasks import Strategies
+
+__all__ = ("BatchesStep",)
+
+
+class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is not typed
+    """Tells the batch tasks when the consumer is ready and when it stops.
+
+    Celery also stops its consumer's steps when it loses the connection.
+    """
+
+    label = "batches"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, c: Any) -> None:
+        """Have a prefetch count with room for batches. Celery's step has made its own by now."""
+        if type(c.strategies) is dict:  # It may have a table of its own: `Consumer.Strategies`.
+            c.strategies = Strategies(c)
+        c.qos = Prefetch(c.qos, lambda: c.initial_prefetch_count, without_waiting(c))
+        strategies = self._strategies(c)
+        for strategy in strategies:
+            warn_of_prefetch_limit(strategy.task, c.initial_prefetch_count)
+            warn_of_visibility_timeout(strategy.task, c.task_consumer.channel)
+            if has_static_prefetch(c):
+                # One batch is filled while as many others run as there are processes.
+                strategy.reserve(int(c.pool.num_processes) + 1)
+        if disables_prefetch(c):
+            count_batches_as_one(c, lambda: sum(s.buffered for s in self._strategies(c)))
+        # Before the first message is asked for.
+        c.qos.update()
+
+    def register_with_event_loop(self, c: Any, hub: Any) -> None:
+        """Read many messages in each turn of the event loop."""
+        read_many(c, hub)
+
+    def info(self, c: Any) -> dict[str, Any]:
+        """Return what ``inspect stats`` shows: the prefetch count with the room for batches."""
+        return {"prefetch_count": c.qos.total} if prefetch_of(c) else {}
+
+    def stop(self, c: Any) -> None:
+        """Retire every strategy: what is buffered goes back to the broker.
+
+        When the connection is lost it does so by that. When the worker stops, the connection is
+        kept until the batches that run have ended: on AMQP, what is buffered is sent back before.
+        """
+        # Without an event loop, Celery before 5.7 forgets the acknowledgements that still wait for
+        # the loop to come round: a batch that has run would be delivered again.
+        c.perform_pending_operations()
+        stopping = c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE)
+        # Where kombu polls (Redis), a message that goes back now may be taken by the poll that is
+        # still under way, and then be with nobody until the worker ends.
+        # There is none if the worker ends for an error in the middle of a reconnect.
+        connection = c.connection
+        requeue = bool(stopping and connection and connection.transport.driver_type == "amqp")
+        if requeue and c.task_consumer is not None:
+            # Or it would be delivered here again.
+            ignore_errors(connection, c.task_consumer.cancel)
+        for strategy in self._strategies(c):
+            strategy.retire(requeue=requeue)
+            if not stopping:
+                strategy.drop_waiting()
+
+    def _strategies(self, c: Any) -> list[BatchStrategy]:
+        found = [strategy_of(c, name) for name in list(c.strategies)]
+        return [strategy for strategy in found if strategy is not None]

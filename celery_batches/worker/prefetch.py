@@ -1,0 +1,299 @@
+"""How many messages the broker may deliver ahead. Runs in the worker's main process.
+
+A batch counts as one task against ``worker_prefetch_multiplier``, whose product with the number of
+processes is the worker's budget. Beyond it there is room for
+
+* one whole batch of each task that is filling one, and
+* the other members of the batches on their way, of at most as many batches as the budget says.
+
+A task that has just filled a batch is expected to fill more: these count as on their way before
+they are here. So the broker need not be told of each, and what it has sent ahead lasts while
+nothing comes from it, which may be for many milliseconds.
+
+So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most, and a task
+that nothing comes in for takes no room. The broker is told of whole batches, never of single
+messages, and on AMQP without waiting for its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain, cycle, islice
+from threading import RLock
+from types import MethodType
+from typing import Any
+
+import amqp
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from kombu.common import PREFETCH_COUNT_MAX, QoS
+
+from ..compat import has_static_prefetch
+
+__all__ = (
+    "Charge",
+    "Prefetch",
+    "PrefetchRoom",
+    "count_batches_as_one",
+    "prefetch_of",
+    "warn_of_prefetch_limit",
+    "without_waiting",
+)
+
+logger = get_logger(__name__)
+
+TOO_MANY = (
+    "Task %s: flush_every is %d, and a broker can be told to deliver at most %d messages ahead: "
+    "batches will be flushed by flush_interval only. Lower flush_every, or set "
+    "worker_prefetch_multiplier = 0 (no limit)."
+)
+
+
+class Charge:
+    """A batch on its way, which the budget is charged one task for.
+
+    Arguments:
+        prefetch: The counter that is charged: that of the connection which its messages came on.
+        size: The number of its members.
+    """
+
+    __slots__ = ("_prefetch", "size")
+
+    def __init__(self, prefetch: Prefetch, size: int) -> None:
+        self._prefetch = prefetch
+        self.size = size
+
+    def refund(self) -> None:
+        """The broker counts the members of the batch no more. Again does nothing."""
+        self._prefetch.refund(self)
+
+    def finish(self) -> None:
+        """The batch has ended, and with it what it is charged for. Again does nothing."""
+        self._prefetch.finish(self)
+
+
+class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
+    """Celery's counter of one connection, ``consumer.qos``, with room for batches on top of it.
+
+    Its ``value`` stays Celery's alone: what grows and shrinks with the pool, with the messages that
+    wait for their ETA, and after a reconnect. The room is added when the broker is told.
+
+    Arguments:
+        counter: The counter that Celery has made for the connection.
+        budget: Returns how many tasks the worker may hold, 0 meaning that there is no limit.
+        tell: Tells the broker; by default, what Celery does so with.
+    """
+
+    def __init__(
+        self,
+        counter: QoS,
+        budget: Callable[[], int],
+        tell: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(tell or counter.callback, counter.value)
+        # `worker_eta_task_limit`, in Kombu 5.5 and newer: no limit for batches.
+        self.max_prefetch = getattr(counter, "max_prefetch", None)
+        self._budget = budget
+        # Not kombu's own: Celery replaces that by one that locks nothing, and it is held while the
+        # broker is told. It can be taken again: a signal handler that stops the pool has callbacks
+        # run.
+        self._lock = RLock()
+        self._told: int | None = None
+        self._filling = 0
+        #: The batches on their way, in the order in which they were sent.
+        self._charges: dict[Charge, int] = {}
+        #: The other members of a batch, for each task that full batches are expected of.
+        self._expected: list[int] = []
+        #: Batches that have not ended, acknowledged or not.
+        self._unfinished: set[Charge] = set()
+
+    @property
+    def total(self) -> int:
+        """What the broker may deliver, 0 meaning that there is no limit.
+
+        AMQP's prefetch count has 16 bits; kombu would let the broker deliver all it has beyond.
+        """
+        value = int(self.value)
+        if not 0 < value < PREFETCH_COUNT_MAX:
+            return value
+        with self._lock:
+            # Batches beyond the budget use up the room that there is.
+            batches = chain(self._charges.values(), cycle(self._expected))
+            on_their_way = sum(islice(batches, self._budget()))
+            return min(value + self._filling + on_their_way, int(PREFETCH_COUNT_MAX))
+
+    def set(self, pcount: int) -> int:
+        """Tell the broker, if that is news. As in kombu, ``prev`` is what it was set to last."""
+        with self._mutex:
+            self.prev = self._told
+            self._told = super().set(self.total)
+            with self._lock:
+                # Other threads, or what came in while the broker was told, may have changed it.
+                self.prev = self.value if self._told == self.total else None
+        return pcount
+
+    def make_room(self, messages: int) -> None:
+        """Let the broker deliver that many more, or fewer if it is negative."""
+        with self._lock:
+            self._filling += messages
+            self.prev = None  # So that the event loop tells the broker.
+
+    def expect(self, size: int) -> None:
+        """Count batches of that size as on their way before they are here, until further notice."""
+        with self._lock:
+            self._expected.append(size - 1)
+            self.prev = None
+
+    def expect_no_more(self, size: int) -> None:
+        """Count them only when they are here again."""
+        with self._lock:
+            self._expected.remove(size - 1)
+            self.prev = None
+
+    def charge(self, size: int) -> Charge:
+        """Charge a batch that is sent to the pool as one task."""
+        charge = Charge(self, size)
+        with self._lock:
+            self._unfinished.add(charge)
+            self._charges[charge] = size - 1
+            self.prev = None
+        return charge
+
+    def refund(self, charge: Charge) -> None:
+        """See `Charge.refund`."""
+        with self._lock:
+            self._charges.pop(charge, None)
+            self.prev = None
+
+    def finish(self, charge: Charge) -> None:
+        """See `Charge.finish`."""
+        self.refund(charge)
+        with self._lock:
+            self._unfinished.discard(charge)
+
+    def busy(self, reserved: int, buffered: int) -> int:
+        """Return how many tasks the worker has taken in that have not ended, a batch being one.
+
+        Arguments:
+            reserved: The requests that it has taken in.
+            buffered: Those among them that are not in a batch yet: they count for nothing, or two
+                batch tasks that share one process would not let each other fill.
+        """
+        with self._lock:
+            members = sum(charge.size for charge in self._unfinished)
+            return max(0, reserved - buffered - members) + len(self._unfinished)
+
+
+class PrefetchRoom:
+    """The room that one batch task has for the batch that it fills.
+
+    Arguments:
+        consumer: The worker's consumer.
+        flush_every: The number of messages in a full batch.
+    """
+
+    __slots__ = ("_consumer", "_flush_every", "_messages", "_prefetch", "ahead_until")
+
+    def __init__(self, consumer: Any, flush_every: int) -> None:
+        self._consumer = consumer
+        self._flush_every = flush_every
+        self._prefetch: Prefetch | None = None
+        self._messages = 0
+        #: Until when full batches are expected, if they are.
+        self.ahead_until: float | None = None
+
+    def open(self, batches: int = 1) -> None:
+        """Make room for a batch, unless there is room already.
+
+        Arguments:
+            batches: For how many there is to be room: more than one where the broker cannot be told
+                of more later.
+        """
+        # A batch of one is an ordinary task to the budget.
+        if self._prefetch is None and self._flush_every > 1:
+            self._prefetch = prefetch_of(self._consumer)
+            if self._prefetch is not None:
+                self._messages = self._flush_every * batches
+                self._prefetch.make_room(self._messages)
+
+    def go_ahead(self, until: float) -> None:
+        """Let the broker deliver full batches ahead until then, if there is room for one at all."""
+        if self._prefetch is not None:
+            if self.ahead_until is None:
+                self._prefetch.expect(self._flush_every)
+            self.ahead_until = until
+
+    def wait_and_see(self) -> None:
+        """No more are expected than those that are on their way."""
+        if self._prefetch is not None and self.ahead_until is not None:
+            self.ahead_until = None
+            self._prefetch.expect_no_more(self._flush_every)
+
+    def close(self) -> None:
+        """Give that room back, if there is any."""
+        self.wait_and_see()
+        prefetch, self._prefetch = self._prefetch, None
+        if prefetch is not None:
+            prefetch.make_room(-self._messages)
+
+
+def prefetch_of(consumer: Any) -> Prefetch | None:
+    """Return the consumer's counter, if it is one that has room for batches."""
+    return consumer.qos if isinstance(consumer.qos, Prefetch) else None
+
+
+def without_waiting(consumer: Any) -> Callable[[int], Any] | None:
+    """Return what tells an AMQP broker of a prefetch count and does not wait for its answer.
+
+    py-amqp's ``basic_qos`` reads from the connection until the answer comes. Meanwhile messages
+    come in that nobody tells the broker of, a frozen network holds up all the worker does, and a
+    signal handler that ends the worker reads amid what is being read. Nothing needs that answer:
+    a broker goes through what it is told in order, and closes the channel if it objects.
+
+    Returns:
+        None for any other broker, and where the count is for new consumers only.
+    """
+    channel = consumer.task_consumer.channel
+    if getattr(type(channel), "basic_qos", None) is not amqp.Channel.basic_qos:
+        return None
+    # RabbitMQ's meaning of a count for all consumers of a channel, which Celery asks for there.
+    if consumer.connection.qos_semantics_matches_spec or has_static_prefetch(consumer):
+        return None
+
+    def tell(prefetch_count: int) -> None:
+        consumer.task_consumer.channel.send_method(
+            amqp.spec.Basic.Qos, "lBb", (0, prefetch_count, True)
+        )
+
+    return tell
+
+
+def warn_of_prefetch_limit(task: Any, budget: int) -> None:
+    """Warn if a batch of the task cannot fill, since no broker delivers so many messages ahead."""
+    if budget and task.flush_every > PREFETCH_COUNT_MAX:
+        logger.warning(TOO_MANY, task.name, task.flush_every, PREFETCH_COUNT_MAX)
+
+
+def count_batches_as_one(consumer: Any, buffered: Callable[[], int]) -> None:
+    """Have ``worker_disable_prefetch`` count a batch as one task, like the prefetch budget does.
+
+    Celery's check is an attribute that it gives to the channel's QoS (``worker.consumer.tasks``).
+    It counts single requests, and would not let a batch grow beyond the number of processes. There
+    is no other place to say so: the limit is Celery's, what it is compared with is ours.
+
+    Arguments:
+        consumer: The worker's consumer.
+        buffered: Returns how many requests are in buffers.
+    """
+    qos = consumer.task_consumer.channel.qos
+    prefetch = prefetch_of(consumer)
+
+    def can_consume(self: Any) -> bool:
+        limit = getattr(consumer.controller, "max_concurrency", None) or consumer.pool.num_processes
+        if prefetch is not None:
+            busy = prefetch.busy(len(worker_state.reserved_requests), buffered())
+            if busy >= limit:
+                return False
+        return bool(type(self).can_consume(self))
+
+    qos.can_consume = MethodType(can_consume, qos)

@@ -1,0 +1,86 @@
+"""Backends that are not quite Celery's get states one by one, by their own methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery.backends.redis import RedisBackend, SentinelBackend
+
+from celery_batches import SimpleRequest
+from celery_batches.backends.bulk import State, store_at_once, way_into
+from celery_batches.pool.marking import intercept_marks
+
+
+def do_nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+OVERRIDDEN = [
+    *("mark_as_done", "mark_as_failure", "on_chord_part_return", "store_result", "_store_result"),
+    *("encode_result", "encode", "get", "mget", "set", "_set", "ensure", "_get_result_meta"),
+]
+
+
+@pytest.fixture
+def redis_backend(app: Any) -> Any:
+    """A Redis backend that is not connected."""
+    return RedisBackend(app=app, url="redis://127.0.0.1:1/0")
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_a_backend_with_a_method_of_its_own_is_left_alone(
+    redis_backend: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Overridden in a subclass or in one instance, it gets its states one by one."""
+    assert way_into(redis_backend)
+    own = type("Own", (RedisBackend,), {name: do_nothing})
+    assert way_into(own(app=redis_backend.app, url="redis://127.0.0.1:1/0")) is None
+    monkeypatch.setattr(redis_backend, name, do_nothing)
+    assert way_into(redis_backend) is None
+
+
+def test_backends_that_store_as_celery_does(redis_backend: Any) -> None:
+    """What a subclass connects to and how, or that it is watched, changes nothing."""
+    own = type("Own", (RedisBackend,), {"_get_pool": do_nothing, "as_uri": do_nothing})
+    assert way_into(own(app=redis_backend.app, url="redis://127.0.0.1:1/0"))
+    assert way_into(SentinelBackend(app=redis_backend.app, url="sentinel://127.0.0.1:1/0"))
+    intercept_marks(redis_backend)
+    assert way_into(redis_backend)
+
+
+@pytest.mark.parametrize("backend", ["cache+memory://", "rpc://", "disabled://"])
+def test_other_backends_get_states_one_by_one(app: Any, backend: str) -> None:
+    app.conf.result_backend = backend
+    assert way_into(app.backend) is None
+    assert store_at_once(app.backend, [None, None]) == [False, False]
+
+
+def test_a_client_of_another_kind_gets_states_one_by_one(
+    redis_backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as that of a cluster, which has no transactions over all of its nodes."""
+    redis_backend.client = object()
+    request = SimpleRequest("id-0", "unit.click", (), {}, None, "w@h")
+    assert store_at_once(redis_backend, [State(request, 1, "SUCCESS")] * 2) == [False, False]
+    assert caplog.records == []
+
+
+@pytest.mark.redis
+def test_a_backend_of_ones_own_is_told_of_each_result(site: Any, sent: list[str]) -> None:
+    """One by one, by its own methods."""
+    here = site()
+    told: list[str] = []
+
+    class Own(RedisBackend):
+        def store_result(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+            told.append(task_id)
+            return super().store_result(task_id, *args, **kwargs)
+
+    connected = here.backend
+    here.task.backend = Own(app=here.app, url=connected.url)
+    here.run(here.received("done", "fail", "done"))
+    here.task.backend.client.close()
+    assert told == ["id-0", "id-1", "id-2"]
+    assert "MGET" not in sent
+    assert here.states(0, 1, 2) == ["SUCCESS", "FAILURE", "SUCCESS"]

@@ -1,0 +1,220 @@
+"""The pure core against a naive model, on a clock that is held by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from celery_batches.core.buffer import Batch, Buffer
+
+
+class BufferMachine(RuleBasedStateMachine):
+    """`Buffer`, next to a model that only remembers when each item came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.added = 0
+        self.emitted: list[Batch[int]] = []
+        self.discarded: list[int] = []
+        self.model: list[tuple[int, float]] = []  # what must be waiting: (item, arrival)
+
+    @initialize(
+        flush_every=st.integers(1, 5),
+        flush_interval=st.sampled_from([0.001, 0.5, 1, 3, 10.25]),
+    )
+    def make(self, flush_every: int, flush_interval: float) -> None:
+        self.flush_every = flush_every
+        self.flush_interval = flush_interval
+        self.buffer: Buffer[int] = Buffer(flush_every=flush_every, flush_interval=flush_interval)
+
+    @property
+    def due(self) -> float | None:
+        return self.model[0][1] + self.flush_interval if self.model else None
+
+    def take(self, batch: Batch[int], trigger: str) -> None:
+        assert batch.trigger == trigger
+        assert list(batch) == [item for item, _ in self.model]
+        self.emitted.append(batch)
+        self.model = []
+
+    @rule()
+    def add(self) -> None:
+        item, self.added = self.added, self.added + 1
+        self.model.append((item, self.now))
+        batch = self.buffer.add(item, now=self.now)
+        if len(self.model) == self.flush_every:
+            assert batch is not None, "a full batch was kept back"
+            self.take(batch, "size")
+        else:
+            assert batch is None, "a batch was emitted before it was full"
+
+    @rule(seconds=st.floats(0, 20))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def wait_until_wakeup(self) -> None:
+        if self.buffer.next_wakeup is not None:
+            self.now = max(self.now, self.buffer.next_wakeup)
+
+    @rule()
+    def poll(self) -> None:
+        due = self.due
+        batches = self.buffer.poll(now=self.now)
+        if due is not None and self.now >= due:
+            (batch,) = batches
+            self.take(batch, "interval")
+        else:
+            assert batches == [], "a batch was emitted before it was due"
+        assert self.due is None or self.due > self.now, "something overdue is left"
+        assert self.buffer.poll(now=self.now) == [], "a repeated poll found more"
+
+    @rule(fraction=st.floats(0, 0.999))
+    def poll_before_wakeup(self, fraction: float) -> None:
+        wakeup = self.buffer.next_wakeup
+        if wakeup is not None and self.now < wakeup:
+            early = self.now + (wakeup - self.now) * fraction
+            if early < wakeup:
+                assert self.buffer.poll(now=early) == []
+
+    @rule(trigger=st.sampled_from(["shutdown", "manual"]))
+    def drain(self, trigger: str) -> None:
+        batches = self.buffer.drain(trigger)  # type: ignore[arg-type]
+        if self.model:
+            (batch,) = batches
+            self.take(batch, trigger)
+        else:
+            assert batches == []
+
+    @rule()
+    def discard(self) -> None:
+        items = self.buffer.discard()
+        assert items == [item for item, _ in self.model]
+        self.discarded += items
+        self.model = []
+
+    @invariant()
+    def each_item_is_in_exactly_one_place(self) -> None:
+        if not hasattr(self, "buffer"):
+            return
+        out = [item for batch in self.emitted for item in batch]
+        waiting = [item for item, _ in self.model]
+        assert sorted(out + self.discarded + waiting) == list(range(self.added))
+        assert out == sorted(out), "not first in, first out"
+        assert len(self.buffer) == len(self.model) < self.flush_every
+
+    @invariant()
+    def no_batch_is_empty_or_oversized(self) -> None:
+        assert all(1 <= len(batch) <= self.flush_every for batch in self.emitted)
+
+    @invariant()
+    def it_wakes_up_for_the_oldest_item(self) -> None:
+        if hasattr(self, "buffer"):
+            assert self.buffer.next_wakeup == self.due
+
+
+TestBuffer = BufferMachine.TestCase
+TestBuffer.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_full_batch_leaves_with_the_item_that_fills_it() -> None:
+    """The request that makes a batch full takes the whole batch with it, in order of arrival."""
+    buffer: Buffer[str] = Buffer(flush_every=3, flush_interval=10)
+    assert buffer.add("a", now=0) is None
+    assert buffer.add("b", now=0) is None
+    assert buffer.add("c", now=0) == Batch(("a", "b", "c"), "size")
+    assert len(buffer) == 0
+
+
+def test_flush_every_of_one_never_waits() -> None:
+    """With flush_every=1 each call is a batch of its own, at once."""
+    buffer: Buffer[str] = Buffer(flush_every=1, flush_interval=10)
+    assert buffer.add("a", now=0) == Batch(("a",), "size")
+    assert buffer.next_wakeup is None
+
+
+def test_the_interval_counts_from_the_oldest() -> None:
+    """A later arrival does not postpone the flush; at the very moment it is due, it happens."""
+    buffer: Buffer[str] = Buffer(flush_every=10, flush_interval=10)
+    buffer.add("a", now=100)
+    buffer.add("b", now=109.9)
+    assert buffer.next_wakeup == 110
+    assert buffer.poll(now=109.99) == []
+    assert buffer.poll(now=110) == [Batch(("a", "b"), "interval")]
+
+
+def test_a_flush_by_size_restarts_the_clock() -> None:
+    """What comes after a full batch gets the whole interval, not what the old one left over."""
+    buffer: Buffer[str] = Buffer(flush_every=2, flush_interval=10)
+    buffer.add("a", now=0)
+    buffer.add("b", now=9)
+    buffer.add("c", now=9.5)
+    assert buffer.next_wakeup == 19.5
+    assert buffer.poll(now=10) == []
+    assert buffer.poll(now=19.5) == [Batch(("c",), "interval")]
+
+
+def test_time_zero_is_a_time() -> None:
+    """A clock that reads 0 is not mistaken for no clock."""
+    buffer: Buffer[str] = Buffer(flush_every=2, flush_interval=10)
+    buffer.add("a", now=-10)
+    assert buffer.next_wakeup == 0
+    assert len(buffer.poll(now=0)) == 1
+
+
+def test_drain_says_shutdown_by_itself() -> None:
+    """What is drained is marked as flushed by shutdown, unless another reason is given."""
+    buffer: Buffer[str] = Buffer(flush_every=9, flush_interval=10)
+    buffer.add("a", now=0)
+    assert buffer.drain() == [Batch(("a",), "shutdown")]
+    assert buffer.drain() == []
+    assert buffer.next_wakeup is None
+
+
+def test_discard_forgets() -> None:
+    """What is discarded is returned, and never comes out of the buffer again."""
+    buffer: Buffer[str] = Buffer(flush_every=9, flush_interval=10)
+    buffer.add("a", now=0)
+    assert buffer.discard() == ["a"]
+    assert (buffer.discard(), buffer.drain(), buffer.poll(now=1e9)) == ([], [], [])
+
+
+def test_the_clock_is_the_callers() -> None:
+    """There is no way to leave the time out and have the real clock slip in."""
+    buffer: Buffer[str] = Buffer(flush_every=9, flush_interval=10)
+    with pytest.raises(TypeError):
+        buffer.add("a")  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        buffer.add("a", 0)  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        buffer.poll()  # type: ignore[call-arg]
+
+
+@given(st.lists(st.integers(), min_size=1), st.integers(-20, 20), st.integers(-20, 20))
+def test_a_batch_is_a_sequence(items: list[int], start: int, stop: int) -> None:
+    """A batch can be used as the list of its items."""
+    batch = Batch(tuple(items), "size")
+    assert isinstance(batch, Sequence)
+    assert len(batch) == len(items)
+    assert list(batch) == items
+    assert list(reversed(batch)) == items[::-1]
+    assert (batch[0], batch[-1]) == (items[0], items[-1])
+    assert list(batch[start:stop]) == items[start:stop]
+    assert items[0] in batch
+    with pytest.raises(IndexError):
+        batch[len(items)]
+
+
+def test_a_batch_does_not_change() -> None:
+    """Once emitted, a batch can neither grow nor be given another reason."""
+    batch = Batch((1,), "size")
+    with pytest.raises(FrozenInstanceError):
+        batch.items = ()  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        batch.trigger = "manual"  # type: ignore[misc]

@@ -1,0 +1,45 @@
+"""A worker whose clock stands still, and what it has received."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import signals
+from unit.support import Clock
+from unit.worker.stillworker import Worker
+
+from celery_batches import Batches
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("celery_batches.worker.strategy.monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def worker(app: Any, clock: Clock) -> Worker:
+    return Worker(app, clock, flush_every=3, flush_interval=10)
+
+
+@pytest.fixture
+def received() -> Iterator[list[str]]:
+    ids: list[str] = []
+
+    def receive(request: Any = None, **_: Any) -> None:
+        ids.append(request.id)
+
+    signals.task_received.connect(receive, weak=False)
+    yield ids
+    signals.task_received.disconnect(receive)
+
+
+@pytest.fixture
+def task(app: Any) -> Any:
+    @app.task(base=Batches, name="unit.click", flush_every=2, flush_interval=10)
+    def click(requests: Any) -> None: ...
+
+    return click

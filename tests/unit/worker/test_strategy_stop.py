@@ -1,0 +1,156 @@
+"""What is buffered when a strategy, a connection or a worker ends."""
+
+from __future__ import annotations
+
+import pytest
+from celery import bootsteps
+from celery.worker import state as worker_state
+from unit.worker.stillworker import Worker
+
+from celery_batches.worker.bootstep import BatchesStep
+
+
+def test_retire_drops_and_cancels(worker: Worker) -> None:
+    """A lost connection's requests are dropped unanswered, and their timer is cancelled."""
+    messages = [worker.receive(), worker.receive()]
+    (entry,) = worker.timer.armed
+    assert len(worker_state.reserved_requests) == 2
+    assert len(worker.strategy.retire()) == 2
+    assert worker.timer.armed == []
+    assert worker.strategy.retire() == []
+    assert not worker_state.reserved_requests
+    worker.clock.now += 100
+    worker.timer.fire(entry)
+    assert worker.batches == []
+    assert [message.channel.said for message in messages] == [[], []]
+    assert worker.consumer.qos.total == 4
+
+
+def test_nothing_enters_a_retired_strategy(worker: Worker) -> None:
+    """A request that comes ready after the connection was lost is dropped: it will come again."""
+    worker.strategy.retire()
+    worker.receive()
+    assert worker.waiting == 0
+    assert worker.timer.armed == []
+    assert not worker_state.reserved_requests
+
+
+def test_a_reconnect_starts_anew(worker: Worker) -> None:
+    """On a new connection the old buffer is dropped: the broker delivers its messages again."""
+    old = worker.strategy
+    worker.receive()
+    worker.receive()
+    worker.consumer.connection = object()
+    worker.connect()
+    assert len(old._buffer) == 0
+    assert worker.waiting == 0
+    assert worker.timer.armed == []
+    worker.receive()
+    worker.let_time_pass(10)
+    assert worker.batches == [("interval", ["id-2"])]
+
+
+def test_a_reload_keeps_what_is_waiting(worker: Worker) -> None:
+    """Strategies that are renewed on the same connection lose no request."""
+    worker.receive()
+    worker.receive()
+    worker.connect()
+    assert len(worker.timer.armed) == 1
+    assert len(worker_state.reserved_requests) == 2
+    assert worker.consumer.qos.total == 4 + 3, "the room for a batch is still there"
+    worker.receive()
+    assert worker.batches == [("size", ["id-0", "id-1", "id-2"])]
+    assert worker.strategy.task.flush_every == 3
+
+
+@pytest.mark.parametrize("state", [bootsteps.CLOSE, bootsteps.TERMINATE])
+def test_a_worker_that_stops_sends_its_buffer_back(worker: Worker, state: int) -> None:
+    """What is buffered goes back while batches still run, and is not fetched again."""
+    said: list[str] = []
+    consumer = worker.consumer
+    consumer.task_consumer.cancel = lambda: said.append("cancel")
+    for _ in range(2):
+        worker.receive()
+    for request in worker.strategy._buffer._items:
+        request.message.reject_log_error = lambda *args, id=request.id: said.append(
+            f"{id} {args[-1]}"
+        )
+    consumer.blueprint.state = state
+    consumer.connection.transport.driver_type = "amqp"
+    BatchesStep(consumer).stop(consumer)
+    assert said == ["cancel", "id-1 True", "id-0 True"]
+
+
+def test_a_worker_that_stops_without_a_connection_retires_its_buffer(worker: Worker) -> None:
+    """An error in the middle of a reconnect may end the worker: there is no broker to tell."""
+    message = worker.receive()
+    worker.consumer.blueprint.state = bootsteps.TERMINATE
+    worker.consumer.connection = None
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert message.channel.said == []
+    assert worker.timer.armed == []
+
+
+def test_what_comes_after_that_goes_back_too(worker: Worker) -> None:
+    """A message that was on its way when the worker stopped is not kept."""
+    worker.strategy.retire(requeue=True)
+    message = worker.receive()
+    assert [what for what, _ in message.channel.said] == ["requeue"]
+
+
+def test_a_lost_connection_sends_nothing(worker: Worker) -> None:
+    """Where the connection is gone, the broker takes the messages back by itself."""
+    message = worker.receive()
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert message.channel.said == []
+    assert worker.consumer.cancelled == 0
+
+
+def test_a_lost_connection_drops_the_batches_that_wait_for_the_pool(worker: Worker) -> None:
+    """The broker delivers what was not started on again; what runs, runs on."""
+    for _ in range(6):
+        worker.receive()
+    running, waiting = worker.consumer.sent
+    running.on_accepted(1, 0.0)
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert [len(job.requests) for job in (running, waiting)] == [3, 0]
+    assert set(worker_state.requests) == {"id-0", "id-1", "id-2"}
+
+
+def test_a_worker_that_stops_drops_no_batch(worker: Worker) -> None:
+    """Its connection goes on until the batches that it has sent to the pool have ended."""
+    for _ in range(3):
+        worker.receive()
+    worker.consumer.blueprint.state = bootsteps.CLOSE
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert worker.batches == [("size", ["id-0", "id-1", "id-2"])]
+
+
+def test_nothing_is_flushed_between_the_loss_of_a_connection_and_its_end(worker: Worker) -> None:
+    """With greenlets, timers go on while Celery closes it: for an interval, and for an ETA."""
+    worker.receive()
+    worker.receive()
+    worker.consumer.connection = None
+    worker.let_time_pass(10)
+    worker.receive()
+    assert worker.batches == []
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert not worker_state.reserved_requests
+
+
+def test_a_worker_that_stops_without_a_connection_lets_go(worker: Worker) -> None:
+    """As it does if Celery fails to clean up after a lost connection."""
+    message = worker.receive()
+    worker.consumer.blueprint.state = bootsteps.TERMINATE
+    worker.consumer.connection = None
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert worker.waiting == 0
+    assert message.channel.said == []
+
+
+def test_the_step_sends_the_acknowledgements_that_still_wait(worker: Worker) -> None:
+    """A worker that stops acknowledges what has run, though its loop will not come round again."""
+    sent: list[str] = []
+    worker.consumer.pending_operations.append(lambda: sent.append("ack"))
+    BatchesStep(worker.consumer).stop(worker.consumer)
+    assert sent == ["ack"]
