@@ -10,11 +10,12 @@ import pytest
 import redis
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
+from kit.messages import protocol_2
+from kit.requests import worker_request
 from kombu import Connection, Queue
 from kombu.asynchronous import Hub
 from kombu.utils.uuid import uuid
 from redis.connection import AbstractConnection
-from unit.support import make_request, protocol_2
 from vine import promise
 
 from celery_batches import Batches
@@ -71,7 +72,7 @@ class Broker:
 
     def request(self, task: Any, **options: Any) -> Any:
         message = self.receive()
-        return make_request(self.app, task, message, on_ack=self.ack_of(message), **options)
+        return worker_request(self.app, task, message, on_ack=self.ack_of(message), **options)
 
     def ack_of(self, message: Any) -> BatchAck:
         """What a request is given to acknowledge it: see Celery's ``create_task_handler``."""

@@ -19,6 +19,9 @@ from billiard.einfo import ExceptionInfo
 from celery.exceptions import TaskRevokedError, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
+from kit.channel import Channel
+from kit.clock import Clock, Timer
+from kit.requests import HOSTNAME
 from kombu import Consumer as MessageConsumer
 from kombu import Message
 from kombu.common import QoS
@@ -26,7 +29,6 @@ from kombu.serialization import dumps, prepare_accept_content
 from kombu.transport.virtual.base import Base64
 from kombu.transport.virtual.base import Message as VirtualMessage
 from nonsense import Sent
-from unit.support import HOSTNAME, Channel, Clock, Timer
 
 from celery_batches.worker.bootstep import BatchesStep
 from celery_batches.worker.strategy import strategy_of

@@ -18,7 +18,8 @@ from celery.exceptions import (
     WorkerLostError,
 )
 from celery.worker import state as worker_state
-from unit.support import make_request, protocol_2
+from kit.messages import protocol_2
+from kit.requests import worker_request
 
 from celery_batches import Batches
 from celery_batches.compat import TIMEOUT_IS_FAILURE
@@ -103,7 +104,7 @@ def end(app: Any, ending: str, **options: Any) -> list[str]:
     """Have a request end that way, and return what the broker was told of its message."""
     task = app.task(name="unit.click", base=Batches, **options)(body_for(ending))
     messages = [protocol_2(app, id, task.name) for id in ("id-0", "id-1")]
-    requests = [make_request(app, task, message) for message in messages]
+    requests = [worker_request(app, task, message) for message in messages]
     job = BatchJob(task, requests, trigger="size", hostname="w@h")
     pool = Pool()
     if ending == "revoked":

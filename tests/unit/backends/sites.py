@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import redis
+from kit.messages import protocol_2
+from kit.requests import task_context, worker_request
 from kombu.utils.uuid import uuid
-from unit.support import make_request, protocol_2, task_context
 
 from celery_batches import Batches, SimpleRequest
 from celery_batches.pool.trace import trace_batch
@@ -76,7 +77,7 @@ class Site:
             way, options = (call, {}) if isinstance(call, str) else call
             options = {"task_id": f"id-{n}", **common, **options}
             message = protocol_2(self.app, name="unit.click", args=[way], **options)
-            made.append(make_request(self.app, self.task, message))
+            made.append(worker_request(self.app, self.task, message))
         return made
 
     def run(self, messages: list[Any]) -> list[tuple[bool, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from celery import signals
-from unit.support import Clock
+from kit.clock import Clock
 
 from celery_batches import Batches
 

@@ -7,10 +7,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from kit.clock import Clock
 from nonsense import NONSENSE, PROTOCOLS, call, nested, nonsense
 from unit.hostile.deliveries import deliver
 from unit.inprocess import InProcessWorker, Problems
-from unit.support import Clock
 
 from celery_batches import Batches
 

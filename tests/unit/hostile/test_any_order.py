@@ -10,11 +10,11 @@ from typing import Any
 from celery.worker import state as worker_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kit.clock import Clock
 from kombu.compression import compress
 from nonsense import BODIES, HEADERS, PROTOCOLS, Sent, call, nested
 from unit.hostile.deliveries import TASKS, deliver
 from unit.inprocess import InProcessWorker, Problems
-from unit.support import Clock
 
 FORMATS = ["%s%n%(x)s", "{0.__class__}", "{}", "%", "\x00", "\ud800", "a\nb", "ü", "", "0"]
 

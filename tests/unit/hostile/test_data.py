@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from celery.worker import state as worker_state
+from kit.clock import Clock
 from nonsense import Sent, call
 from unit.hostile.deliveries import TASKS, deliver
 from unit.inprocess import InProcessWorker, Problems
-from unit.support import Clock
 
 import celery_batches
 

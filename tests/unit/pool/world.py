@@ -10,7 +10,8 @@ from celery import signals
 from celery.exceptions import (
     Retry,
 )
-from unit.support import make_request, protocol_2
+from kit.messages import protocol_2
+from kit.requests import worker_request
 
 from celery_batches import Batches, SimpleRequest
 from celery_batches.pool.trace import trace_batch
@@ -61,7 +62,7 @@ class World:
         made = []
         for id, own in zip(IDS, each, strict=False):
             message = protocol_2(self.app, id, self.task.name, [id], **{**common, **own})
-            made.append(SimpleRequest.from_request(make_request(self.app, self.task, message)))
+            made.append(SimpleRequest.from_request(worker_request(self.app, self.task, message)))
         return made
 
     def run(self, body: Any, *headers: dict[str, Any], **common: Any) -> list[tuple[bool, Any]]:

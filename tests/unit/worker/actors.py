@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 import pytest
 from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
+from kit.clock import Clock
+from kit.consumer import FakeConsumer
+from kit.messages import protocol_2
 from kombu.asynchronous.semaphore import DummyLock
 from unit.interleave import Stage, SteppedLock, SteppedRLock
-from unit.support import Clock, FakeConsumer, protocol_2
 
 import celery_batches.pool.marking
 import celery_batches.request

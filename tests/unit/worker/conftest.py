@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery import signals
-from unit.support import Clock
+from kit.clock import Clock
 from unit.worker.stillworker import Worker
 
 from celery_batches import Batches

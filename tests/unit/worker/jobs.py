@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from kit.messages import protocol_2
+from kit.requests import worker_request
 from kombu.common import QoS
-from unit.support import make_request, protocol_2
 
 from celery_batches import Batches
 from celery_batches.worker.job import BatchJob
@@ -46,7 +47,7 @@ class World:
         self.told: list[tuple[Any, ...]] = []
         self.broken: set[str] = set()
         self.messages = [protocol_2(app, f"id-{i}", click.name, **headers[i]) for i in range(size)]
-        self.requests = [make_request(app, click, message) for message in self.messages]
+        self.requests = [worker_request(app, click, message) for message in self.messages]
         for request in self.requests:
             for name in ("on_accepted", "on_success", "on_failure", "on_timeout"):
                 self._spy(request, name)

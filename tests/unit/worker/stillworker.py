@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from unit.support import Clock, FakeConsumer, protocol_2
+from kit.clock import Clock
+from kit.consumer import FakeConsumer
+from kit.messages import protocol_2
 
 from celery_batches import Batches
 from celery_batches.worker.strategy import BatchStrategy

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from celery.worker.request import Request
-from unit.support import Clock, protocol_2
+from kit.clock import Clock
+from kit.messages import protocol_2
 from unit.worker.stillworker import Worker
 
 import celery_batches.core.buffer

@@ -11,7 +11,7 @@ from celery.exceptions import (
     TimeLimitExceeded,
 )
 from celery.worker.request import Request
-from unit.support import make_request
+from kit.requests import worker_request
 from unit.worker.jobs import IDS, World, einfo_of
 
 
@@ -44,7 +44,7 @@ def test_a_request_class_of_its_own_hears_of_a_soft_time_limit(app: Any) -> None
             told.append((self.id, soft, timeout))
 
     world = World(app)
-    world.requests[1] = make_request(app, world.task, world.messages[1], cls=Told)
+    world.requests[1] = worker_request(app, world.task, world.messages[1], cls=Told)
     world.send()["timeout_callback"](True, 5)
     assert told == [("id-1", True, 5)]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kit.clock import Clock
+from kit.consumer import FakeConsumer
+from kit.messages import protocol_2
 from kombu.utils.limits import TokenBucket
-from unit.support import Clock, FakeConsumer, protocol_2
 
 from celery_batches import Batches
 from celery_batches.worker import strategy

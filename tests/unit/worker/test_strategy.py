@@ -8,7 +8,8 @@ import pytest
 from celery.exceptions import InvalidTaskError
 from celery.worker import state as worker_state
 from celery.worker.request import Request
-from unit.support import PROTOCOLS, Clock, make_message, protocol_2
+from kit.clock import Clock
+from kit.messages import PROTOCOLS, make_message, protocol_2
 from unit.worker.stillworker import Worker
 
 from celery_batches import Batches

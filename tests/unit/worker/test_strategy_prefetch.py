@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unit.support import Clock
+from kit.clock import Clock
 from unit.worker.stillworker import Worker
 
 from celery_batches.worker.bootstep import BatchesStep

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from celery import signals
+from kit.clock import Clock
 from nonsense import call
 from unit.inprocess import Delivery, InProcessWorker, Problems
-from unit.support import Clock
 
 from celery_batches import Batches
 from celery_batches.worker.unknown_tasks import Strategies
