@@ -10,6 +10,9 @@ from kombu.serialization import dumps
 
 from kit.channel import Channel
 
+#: Of the first calls of a test.
+IDS = ["id-0", "id-1", "id-2"]
+
 #: What an option of `make_message` is called.
 MESSAGE_OPTIONS = ("amqp", "channel", "redelivered")
 

@@ -15,12 +15,12 @@ from celery import Celery, Task
 from celery.app.amqp import AMQP
 from celery.backends.cache import CacheBackend
 from celery.exceptions import OperationalError
-from kit.messages import protocol_2
-from kit.requests import worker_request
 from kombu.utils.uuid import uuid
 
 from celery_batches import Batches, SimpleRequest
 from celery_batches.pool.trace import trace_batch
+from kit.messages import protocol_2
+from kit.requests import worker_request
 
 TESTS = Path(__file__).parents[1]
 DOCS = TESTS.parent / "docs"

@@ -9,10 +9,10 @@ import pytest
 from celery.app.task import Context
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.messages import hybrid, make_message, protocol_1, protocol_2
-from kit.requests import HOSTNAME, task_context, worker_request
 
 from celery_batches import Batches, SimpleRequest
+from kit.messages import hybrid, make_message, protocol_1, protocol_2
+from kit.requests import HOSTNAME, task_context, worker_request
 
 TEN = (
     "id",

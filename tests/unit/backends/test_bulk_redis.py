@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from celery import states
+
 from kit.requests import task_context
-from unit.backends.sites import CALLS, CONFIGS, ROUND_TRIPS, Failure, same
+from kit.sites import CALLS, CONFIGS, ROUND_TRIPS, Failure, same
 
 
 @pytest.mark.redis

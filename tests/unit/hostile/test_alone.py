@@ -7,12 +7,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from kit.clock import Clock
 from nonsense import NONSENSE, PROTOCOLS, call, nested, nonsense
-from unit.hostile.deliveries import deliver
-from unit.inprocess import InProcessWorker, Problems
 
 from celery_batches import Batches
+from kit.clock import Clock
+from kit.log import Problems
+from kit.worker import InProcessWorker, deliver
 
 
 @pytest.mark.parametrize("what", NONSENSE)

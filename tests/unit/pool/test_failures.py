@@ -10,9 +10,9 @@ from celery.exceptions import (
     Reject,
     SoftTimeLimitExceeded,
 )
-from unit.pool.world import WAYS, World, exceptions, mark_done
 
 from celery_batches.pool.trace import trace_batch
+from kit.tracing import WAYS, World, exceptions, mark_done
 
 
 class Unserialisable:

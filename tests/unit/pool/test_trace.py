@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from celery import _state, current_task, signals, states
 from celery.exceptions import Ignore, Reject
-from kit.messages import protocol_2
-from kit.requests import worker_request
 
 from celery_batches import Batches, SimpleRequest
 from celery_batches.pool.trace import trace_batch
 from celery_batches.trace import apply_batches_task
+from kit.messages import protocol_2
+from kit.requests import worker_request
 
 Log = list[tuple[str, Any, dict[str, Any]]]
 IDS = ["id-0", "id-1", "id-2"]

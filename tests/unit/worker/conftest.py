@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from celery import signals
-from kit.clock import Clock
-from unit.worker.stillworker import Worker
 
 from celery_batches import Batches
+from kit.batch_worker import BatchWorker
+from kit.clock import Clock
+from kit.tasks import make_task
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def worker(app: Any, clock: Clock) -> Worker:
-    return Worker(app, clock, flush_every=3, flush_interval=10)
+def worker(app: Any, clock: Clock) -> BatchWorker:
+    return BatchWorker(make_task(app, flush_every=3, flush_interval=10), clock)
 
 
 @pytest.fixture

@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import redis
 from celery.worker import state as worker_state
-from kit.clock import Clock
-from kit.consumer import FakeConsumer
-from kit.requests import worker_request
 from nonsense import call
-from unit.brokers import Batch, Broker, make_task, tags
-from unit.inprocess import Delivery, InProcessWorker, Problems
 from vine import promise
 
 from celery_batches.worker import acks
 from celery_batches.worker.acks import BatchAck, Promised, together
+from kit.brokers import Batch, Broker, tags
+from kit.clock import Clock
+from kit.consumer import FakeConsumer
+from kit.deliveries import Delivery
+from kit.log import Problems
+from kit.requests import worker_request
+from kit.tasks import make_task
+from kit.worker import InProcessWorker
 
 
 @pytest.fixture

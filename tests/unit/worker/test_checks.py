@@ -8,10 +8,10 @@ import pytest
 from celery.exceptions import InvalidTaskError
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.messages import make_message, protocol_1, protocol_2
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_batches.worker.checks import check_message
+from kit.messages import make_message, protocol_1, protocol_2
 
 HEADERS = {"task": "unit.click", "id": "1"}
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unit.interleave import Deadlock, Stage, SteppedLock, explore
-from unit.worker.actors import Bucket, World
 
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.strategy import BatchStrategy
+from kit.actors import World
+from kit.interleave import SteppedLock, explore
+from kit.limits import Bucket
+from kit.stage import Deadlock, Stage
 
 Cast = Callable[[World], None]
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 from celery.worker import state as worker_state
-from unit.worker.jobs import IDS, OK, Pool, TerminatingPool, World, boom
+
+from kit.jobs import OK, World, boom
+from kit.messages import IDS
+from kit.pool import Pool
 
 
 def test_the_pool_gets_one_task(app: Any) -> None:
@@ -125,7 +128,7 @@ def test_terminate_reaches_the_pool_through_any_member(app: Any) -> None:
     world = World(app)
     world.send()
     for request in world.requests:
-        request.terminate(TerminatingPool(), "TERM")
+        request.terminate(Pool(), "TERM")
     assert world.pool.handle
     assert world.pool.handle.told == [15, 15, 15]
 
@@ -135,7 +138,7 @@ def test_a_pool_without_handles(app: Any) -> None:
     world = World(app)
     world.pool = Pool(handle=False)
     world.send()
-    world.requests[0].terminate(TerminatingPool(), "TERM")
+    world.requests[0].terminate(Pool(), "TERM")
 
 
 def test_body_args_cross_to_the_pool(app: Any) -> None:

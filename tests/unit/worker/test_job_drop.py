@@ -9,9 +9,11 @@ from celery.exceptions import (
     TaskRevokedError,
 )
 from celery.worker import state as worker_state
-from unit.worker.jobs import IDS, OK, Pool, World, boom
 
 from celery_batches.pool.trace import trace_batch
+from kit.jobs import OK, World, boom
+from kit.messages import IDS
+from kit.pool import Pool
 
 
 @pytest.mark.parametrize("acks_late", [False, True])

@@ -11,8 +11,11 @@ from celery.exceptions import (
     TimeLimitExceeded,
 )
 from celery.worker.request import Request
+
+from kit.jobs import World
+from kit.messages import IDS
+from kit.pool import einfo_of
 from kit.requests import worker_request
-from unit.worker.jobs import IDS, World, einfo_of
 
 
 def test_the_hard_time_limit_is_told_to_every_member(app: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,10 @@ from celery.exceptions import (
     WorkerLostError,
 )
 from celery.worker import state as worker_state
-from unit.worker.jobs import IDS, TerminatingPool, World, boom, einfo_of
+
+from kit.jobs import World, boom
+from kit.messages import IDS
+from kit.pool import Pool, einfo_of
 
 
 def test_a_lost_process_is_logged_once(app: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,9 +63,9 @@ def test_terminating_a_member_is_a_lost_process_for_its_neighbours(
     options["accept_callback"](7, 0.0)
     worker_state.revoked.add("id-1")
     killed = lambda: options["callback"]((False, None, None))  # noqa: E731
-    pool = TerminatingPool(killed if greenlet else None)
+    pool = Pool(kills=killed if greenlet else None)
     world.requests[1].terminate(pool, "TERM")
-    assert pool.terminated == [7]
+    assert pool.terminated == [(7, signal.SIGTERM)]
     if not greenlet:
         options["error_callback"](einfo_of(Terminated(15)))
     assert [app.AsyncResult(id).state for id in IDS] == ["FAILURE", "REVOKED", "FAILURE"]
@@ -88,11 +92,11 @@ def announced() -> Iterator[list[tuple[str, str]]]:
     signals.task_retry.disconnect(on_retry)
 
 
-class GreenletPool(TerminatingPool):
+class GreenletPool(Pool):
     """Has one greenlet: it ends at once (eventlet), or when the next one has its turn (gevent)."""
 
     def __init__(self, world: World, *, at_once: bool) -> None:
-        super().__init__(self._end if at_once else None)
+        super().__init__(kills=self._end if at_once else None)
         self.callback: Any = world.send()["callback"]
         world.job.on_accepted(7, 0.0)
 

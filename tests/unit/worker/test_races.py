@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from kombu.asynchronous.semaphore import DummyLock
 from kombu.common import QoS
-from unit.interleave import Stage, SteppedRLock, explore
-from unit.worker.actors import World
 
 import celery_batches.pool.marking
 import celery_batches.request
@@ -24,6 +22,9 @@ from celery_batches import SimpleRequest
 from celery_batches.core.outcomes import UNMARKED, Outcome
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.prefetch import Prefetch
+from kit.actors import World
+from kit.interleave import SteppedRLock, explore
+from kit.stage import Stage
 
 
 def test_what_waited_for_a_slot_is_sent_without_the_lock(task: Any) -> None:
