@@ -27,7 +27,7 @@ from kit.stepped import SteppedConsumer, SteppedPool
 ADAPTER = (strategy, job, limits)
 
 
-class World:
+class StagedWorker:
     """A batch task in a worker, and its actors."""
 
     def __init__(self, task: Batches, decisions: Sequence[int], *, requeue: bool = False) -> None:
@@ -55,9 +55,9 @@ class World:
         #: The batches that had begun when the others were dropped, if they were.
         self.in_good_time: set[str] | None = None
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> StagedWorker:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("celery_batches.worker.strategy.monotonic", self.clock)
+        self.clock.install(self.patch)
         for module in ("strategy", "job"):
             name = f"celery_batches.worker.{module}.Lock"
             self.patch.setattr(name, partial(SteppedLock, self.stage))

@@ -14,12 +14,12 @@ class Channel:
         #: What was said of which delivery: ``ack``, ``reject`` or ``requeue``.
         self.said: list[tuple[str, Any]] = []
 
-    def basic_ack(self, tag: Any, **_: Any) -> None:
-        self.said.append(("ack", tag))
+    def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
+        self.said.append(("ack", delivery_tag))
 
-    def basic_reject(self, tag: Any, requeue: bool = False) -> None:
-        self.said.append(("requeue" if requeue else "reject", tag))
+    def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+        self.said.append(("requeue" if requeue else "reject", delivery_tag))
 
-    def of(self, tag: Any) -> list[str]:
+    def of(self, delivery_tag: Any) -> list[str]:
         """What was said of one delivery."""
-        return [what for what, about in self.said if about == tag]
+        return [what for what, about in self.said if about == delivery_tag]

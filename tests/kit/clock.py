@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 
 class Clock:
     """Stands in for ``time.monotonic``: it stands still until a test moves it."""
@@ -15,6 +17,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        """Have the strategies go by this clock."""
+        patch.setattr("celery_batches.worker.strategy.monotonic", self)
 
 
 @dataclass(eq=False)

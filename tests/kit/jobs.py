@@ -17,7 +17,7 @@ from kit.requests import worker_request
 from kit.tasks import make_task
 
 
-class World:
+class RecordedJob:
     """A batch of real requests, whose callbacks are recorded before Celery's own run."""
 
     def __init__(self, app: Celery, size: int = 3, **options: Any) -> None:

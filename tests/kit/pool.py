@@ -123,8 +123,10 @@ class Pool:
         #: The process, and the signal that it was told to send there.
         self.terminated: list[tuple[int, Any]] = []
 
-    def apply_async(self, target: Callable[..., Any], **options: Any) -> Handle | None:
-        call = Call(target, options, pickles=self.pickles)
+    def apply_async(
+        self, target: Callable[..., Any], args: tuple[Any, ...] = (), **options: Any
+    ) -> Handle | None:
+        call = Call(target, {"args": args, **options}, pickles=self.pickles)
         self.calls.append(call)
         if self.starts is not Starts.WHEN_TOLD:
             call.start()

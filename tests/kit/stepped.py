@@ -33,12 +33,14 @@ class SteppedPool(Pool):
         self.begun: list[str] = []
         self.given: list[list[str]] = []
 
-    def apply_async(self, target: Callable[..., Any], **options: Any) -> Handle | None:
+    def apply_async(
+        self, target: Callable[..., Any], args: tuple[Any, ...] = (), **options: Any
+    ) -> Handle | None:
         self.stage.point()
         if self.stage.current is not None and self.stage.current.locks:
             # The solo pool would run the body now; that of gevent may wait for another to end.
             self.locked = True
-        handle = super().apply_async(target, **options)
+        handle = super().apply_async(target, args, **options)
         self.batches.append(self.calls[-1].id)
         # It may be run, and end, before the caller hears of it.
         self.stage.point()

@@ -23,7 +23,7 @@ def tasks(app: Any) -> Any:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(time.monotonic())  # Celery turns an ETA into a time of this clock.
-    monkeypatch.setattr("celery_batches.worker.strategy.monotonic", clock)
+    clock.install(monkeypatch)
     return clock
 
 

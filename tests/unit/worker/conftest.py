@@ -17,7 +17,7 @@ from kit.tasks import make_task
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("celery_batches.worker.strategy.monotonic", clock)
+    clock.install(monkeypatch)
     return clock
 
 

@@ -22,14 +22,14 @@ from celery_batches import SimpleRequest
 from celery_batches.core.outcomes import UNMARKED, Outcome
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.prefetch import Prefetch
-from kit.actors import World
+from kit.actors import StagedWorker
 from kit.interleave import SteppedRLock, explore
 from kit.stage import Stage
 
 
 def test_what_waited_for_a_slot_is_sent_without_the_lock(task: Any) -> None:
     """A signal handler may do so (cold shutdown stops the pool), while its thread has the lock."""
-    with World(task, ()) as world:
+    with StagedWorker(task, ()) as world:
         world.receiver(2)
         jobs: list[BatchJob] = []
         world.consumer.on_task_request = jobs.append  # type: ignore[method-assign]
