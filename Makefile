@@ -16,14 +16,14 @@ JOBS = 3
 
 help:
 	@echo "make demo     see it work: one worker, one batch task, what it saves"
-	@echo "make test     everything that has to hold: lint, types, package, tests, coverage, docs"
-	@echo "make lint     ruff, and the changelog fragments"
+	@echo "make test     all checks: lint, types, package, tests, coverage, docs"
+	@echo "make lint     ruff, the changelog fragments, and the files for pre-commit and devcontainers"
 	@echo "make types    mypy --strict"
 	@echo "make dist     sdist and wheel in dist/, checked"
 	@echo "make docs     the documentation, in docs/_build/html"
 	@echo "make bench    this package beside its peers; ARGS='--list' for the cases"
-	@echo "make soak     a million messages through one worker, whose memory has to stay flat"
-	@echo "make faults   110 faults on brokers of its own, and what became of each message (10 minutes)"
+	@echo "make soak     a million messages through one worker, whose memory must not grow"
+	@echo "make faults   110 faults on brokers of its own, and what happened to each message (10 minutes)"
 	@echo "make matrix   the tests on every Python found here, with the oldest and newest Celery"
 	@echo "              (MATRIX=full: with every Celery)"
 	@echo "make clean    remove all of the above, and stop the services that were started"
@@ -52,6 +52,8 @@ lint: $(VENV)/tools.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/towncrier build --draft --version unreleased >/dev/null
+	$(BIN)/pre-commit validate-config
+	$(BIN)/check-json .devcontainer/devcontainer.json
 
 types: $(VENV)/tools.stamp
 	$(BIN)/mypy --strict

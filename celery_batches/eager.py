@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import states
+from billiard.einfo import ExceptionInfo
 from celery._state import _task_stack
 from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from celery.utils.nodenames import gethostname
 
 from .compat import eager_result
-from .pool.trace import BatchTrace
-from .request import CONTEXT_KEYS, SimpleRequest
+from .core.context_keys import CONTEXT_KEYS
+from .core.outcomes import Done, Failed, Ignored, Outcome, Rejected, Retried
+from .pool.endings import STATES
+from .pool.run import BatchRun
+from .request import SimpleRequest
 
 __all__ = ("apply_eagerly",)
-
-#: The state of a call that has ended that way.
-STATES = {
-    "done": states.SUCCESS,
-    "unmarked": states.SUCCESS,
-    "failed": states.FAILURE,
-    "retried": states.RETRY,
-    "rejected": states.REJECTED,
-    "ignored": states.IGNORED,
-}
 
 #: The calling options that a call's context keeps.
 EAGER_KEYS = CONTEXT_KEYS | {"headers"}
@@ -58,10 +51,10 @@ def apply_eagerly(
     """
     hostname = gethostname()
     request = _eager_request(task, task_id, args, kwargs, hostname, context)
-    trace = BatchTrace(
+    batch = BatchRun(
         task=task,
         requests=[request],
-        batch_id=task_id,
+        id=task_id,
         trigger="manual",
         hostname=hostname,
         loglevel=loglevel,
@@ -69,17 +62,32 @@ def apply_eagerly(
         eager=True,
         propagate=propagate,
     )
-    trace.run()
-    (settled,) = trace.settled
-    if settled.kind == "retried" and getattr(settled.value, "sig", None) is not None:
-        return settled.value.sig.apply(retries=(request.retries or 0) + 1, throw=propagate)
-    if settled.kind == "failed" and propagate:
-        raise settled.value
-    failed, report = settled.report
-    traceback = report.traceback if failed else None
+    batch.run()
+    (applied,) = batch.applied
+    value = _value_of(applied.outcome, batch.end.retval)
+    if isinstance(applied.outcome, Retried) and getattr(value, "sig", None) is not None:
+        return value.sig.apply(retries=(request.retries or 0) + 1, throw=propagate)
+    if isinstance(applied.outcome, Failed) and propagate:
+        raise value
+    _, report = applied.report
     return eager_result(
-        task_id, settled.value, STATES[settled.kind], traceback=traceback, name=task.name
+        task_id,
+        value,
+        STATES[type(applied.outcome)],
+        traceback=report.traceback if isinstance(report, ExceptionInfo) else None,
+        name=task.name,
     )
+
+
+def _value_of(outcome: Outcome, returned: Any) -> Any:
+    """Return the value of an eager result."""
+    match outcome:
+        case Done():
+            return outcome.result
+        case Failed() | Retried() | Rejected() | Ignored():
+            return outcome.exc
+        case _:
+            return returned
 
 
 def _eager_request(

@@ -1,83 +1,25 @@
-"""`SimpleRequest`: one call, as the body of a batch task sees it. Pure. Used in the pool."""
+"""`SimpleRequest`: one call, as the body of a batch task sees it. Used in the pool."""
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from .core.outcomes import Outcome
+from celery.app.task import Context
 
-__all__ = ("BATCH", "CONTEXT_KEYS", "SimpleRequest", "running_batch")
+from .core.context_keys import CONTEXT_DEFAULTS, NOT_CUSTOM
+from .core.outcomes import Done, Failed, Outcome, Rejected, Retried
+from .core.short_repr import short_repr
+from .core.slot import OutcomeSlot
 
-#: Where the context of a batch keeps what runs it: no name that a header has.
-BATCH = "_celery_batches_running"
-
-#: What a running task's context says of anything that its message leaves out
-#: (the defaults of ``celery.app.task.Context``).
-CONTEXT_DEFAULTS: dict[str, Any] = {
-    "callbacks": None,
-    "called_directly": False,
-    "chain": None,
-    "errbacks": None,
-    "eta": None,
-    "expires": None,
-    "group": None,
-    "group_index": None,
-    "is_eager": False,
-    "logfile": None,
-    "loglevel": None,
-    "origin": None,
-    "parent_id": None,
-    "properties": None,
-    "replaced_task_nesting": 0,
-    "retries": 0,
-    "root_id": None,
-    "shadow": None,
-    "stamped_headers": None,
-    "stamps": None,
-    "taskset": None,
-    "timelimit": None,
-    "utc": None,
-}
+__all__ = ("SimpleRequest", "context_of", "slot_of")
 
 #: What only those who run a call may say of it.
-_NOT_FROM_MESSAGES = ("is_eager", BATCH)
+_NOT_FROM_MESSAGES = ("is_eager",)
 
-#: Keys of a context that are not custom headers: the headers of task protocol 2, what it embeds in
-#: the body, and what the worker adds on receipt.
-CONTEXT_KEYS = frozenset(
-    (
-        *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries"),
-        *("timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin"),
-        *("ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "compression"),
-        *("callbacks", "errbacks", "chain", "chord"),
-        *("properties", "reply_to", "correlation_id", "hostname", "delivery_info"),
-        *("args", "kwargs"),
-    )
-)
-
-#: Every key that is not a custom header.
-_NOT_CUSTOM = CONTEXT_KEYS | CONTEXT_DEFAULTS.keys() | {"headers", "time_limit", "soft_time_limit"}
-
-#: What is not pickled: what the run of a batch has noted here is of no use elsewhere.
-_NOT_PICKLED = frozenset({"_outcome", "_batch", "_over", "_children"})
-
-
-class _ShortRepr(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 60
-
-    def repr_int(self, x: int, level: int) -> str:
-        try:
-            return super().repr_int(x, level)
-        except ValueError:  # More digits than Python is willing to write.
-            return f"<int of {x.bit_length()} bits>"
-
-
-_short = _ShortRepr()
+#: What is not pickled: what the run of a batch has recorded is of no use elsewhere.
+_NOT_PICKLED = "outcome_slot"
 
 
 class SimpleRequest:
@@ -113,14 +55,8 @@ class SimpleRequest:
     correlation_id: str | None = None
     request_dict: dict[str, Any] | None = None
 
-    #: What has been noted of how it ended, here and in the result backend.
-    _outcome: Outcome | None = None
-    #: What runs the batch that it is in, while the body runs.
-    _batch: Any = None
-    #: Whether that batch is over.
-    _over: bool = False
-    #: Results of the tasks that it has set off.
-    _children: Sequence[Any] = ()
+    #: Where its outcome is recorded: a slot of its own from the moment that a batch binds it.
+    outcome_slot: OutcomeSlot[SimpleRequest] | None = None
 
     def __init__(
         self,
@@ -195,7 +131,7 @@ class SimpleRequest:
         Raises:
             RuntimeError: If the batch is over.
         """
-        self._note(Outcome("done", result))
+        self._record(Done(result))
 
     def mark_as_failure(self, exc: Exception) -> None:
         """Fail with this exception, as a task that raises it. See `mark_as_done`.
@@ -212,7 +148,7 @@ class SimpleRequest:
                 f"{self!r}: mark_as_failure() takes an exception, such as ValueError('no such "
                 f"user'), not {exc!r}"
             )
-        self._note(Outcome("failed", exc))
+        self._record(Failed(exc))
 
     def retry(
         self,
@@ -247,7 +183,7 @@ class SimpleRequest:
         options.pop("throw", None)  # Of Task.retry(): there is nothing to raise here.
         given = {"args": args, "kwargs": kwargs, "eta": eta, "countdown": countdown}
         given["max_retries"] = max_retries
-        self._note(Outcome("retried", exc, options={**given, **options}))
+        self._record(Retried(exc, {**given, **options}))
 
     def reject(self, requeue: bool = False) -> None:
         """Have the broker take the message back, as a task that raises ``Reject``.
@@ -262,51 +198,21 @@ class SimpleRequest:
         Raises:
             RuntimeError: If the batch is over.
         """
-        self._note(Outcome("rejected", options={"requeue": bool(requeue)}))
+        self._record(Rejected(requeue=bool(requeue)))
 
-    def _enter(self, batch: Any) -> None:
-        """Be part of a batch that is about to run."""
-        self._batch, self._over = batch, False
-        self.__dict__.pop("_outcome", None)
-
-    def _leave(self) -> None:
-        """Be told that the body is over."""
-        self._batch, self._over = None, True
-        # A thread that has found it not to be over yet is too late all the same.
-        self.__dict__.setdefault("_outcome", None)
-
-    def _sets_off(self) -> bool:
-        """Whether something is sent when it is done."""
-        get = (self.request_dict or {}).get
-        return bool(get("callbacks") or get("chain"))
-
-    def _is_waited_for(self) -> bool:
-        """Whether something goes on when it is done."""
-        return self._sets_off() or bool((self.request_dict or {}).get("chord"))
-
-    def _has_followers(self) -> bool:
-        """Whether something goes on when it has ended, in whichever way."""
-        return self._is_waited_for() or bool((self.request_dict or {}).get("errbacks"))
-
-    def _note(self, outcome: Outcome) -> None:
+    def _record(self, outcome: Outcome) -> None:
+        slot = slot_of(self)
         # Looked at again, since the batch may end meanwhile.
-        if (self._over or not self._settle(outcome)) and self._over:
+        if (slot.closed or not slot.record(outcome)) and slot.closed:
             raise RuntimeError(
                 f"{self!r}: its batch is over, so it cannot be {outcome.kind} any more; do that "
                 f"before the body of the task returns"
             )
 
-    def _settle(self, outcome: Outcome) -> bool:
-        """Note how this request ended; return whether it was news. The first outcome wins."""
-        # One step, since helper threads of the body may settle requests.
-        return self.__dict__.setdefault("_outcome", outcome) is outcome
-
-    def _unsettle(self, *, to: Outcome | None) -> None:
-        """Correct what the caller has settled itself, which then turned out otherwise."""
-        if to is None:
-            self.__dict__.pop("_outcome")
-        else:
-            self.__dict__["_outcome"] = to
+    def as_execution_options(self) -> dict[str, Any]:
+        """Return the options that send this call again, as ``Context.as_execution_options``."""
+        options: dict[str, Any] = context_of(self).as_execution_options()
+        return options
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the attribute ``key``, or ``default`` when there is none."""
@@ -323,7 +229,7 @@ class SimpleRequest:
 
         Calls made by the body belong to the whole batch, and are not here.
         """
-        return list(self._children)
+        return [] if self.outcome_slot is None else list(self.outcome_slot.children)
 
     @property
     def headers(self) -> dict[str, Any] | None:
@@ -332,7 +238,7 @@ class SimpleRequest:
         if context.get("headers") is not None:
             headers: dict[str, Any] = context["headers"]
             return headers
-        return {k: v for k, v in context.items() if k not in _NOT_CUSTOM} or None
+        return {k: v for k, v in context.items() if k not in NOT_CUSTOM} or None
 
     @property
     def redelivered(self) -> bool:
@@ -352,9 +258,9 @@ class SimpleRequest:
     def __getstate__(self) -> dict[str, Any]:
         # Each message costs this, so the rest is left to pickle's own code, which is in C.
         state = self.__dict__
-        if state.keys().isdisjoint(_NOT_PICKLED):
+        if _NOT_PICKLED not in state:
             return state
-        return {key: value for key, value in state.items() if key not in _NOT_PICKLED}
+        return {key: value for key, value in state.items() if key != _NOT_PICKLED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # As pickle does by itself, after it has asked `__getattr__` in vain for this method.
@@ -363,10 +269,30 @@ class SimpleRequest:
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__}: {self.name}[{self.id}] "
-            f"args={_short.repr(self.args)} kwargs={_short.repr(self.kwargs)}>"
+            f"args={short_repr(self.args)} kwargs={short_repr(self.kwargs)}>"
         )
 
 
-def running_batch(task: Any) -> Any:
-    """Return what runs the batch that is the current request of the task, if it is one."""
-    return task.request.get(BATCH)
+def context_of(request: SimpleRequest, task_name: str | None = None) -> Context:
+    """Return the ``celery.app.task.Context`` that an ordinary task would have for this call."""
+    return Context(
+        request.request_dict or {},
+        id=request.id,
+        task=task_name or request.name,
+        args=request.args,
+        kwargs=request.kwargs,
+        hostname=request.hostname,
+        delivery_info=request.delivery_info,
+        reply_to=request.reply_to,
+        correlation_id=request.correlation_id,
+        ignore_result=request.ignore_result,
+        called_directly=False,
+    )
+
+
+def slot_of(request: SimpleRequest) -> OutcomeSlot[SimpleRequest]:
+    """Return the outcome slot of a request. Without a batch, it gets one that nobody reads."""
+    slot = request.outcome_slot
+    if slot is None:
+        slot = request.__dict__.setdefault("outcome_slot", OutcomeSlot())
+    return slot

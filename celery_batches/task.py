@@ -12,7 +12,9 @@ from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from .options import REMOVED, check_body, check_flush_every, check_flush_interval, check_removed
-from .request import SimpleRequest, running_batch
+from .pool.context import keep_body
+from .pool.running import running_batch
+from .request import SimpleRequest
 
 __all__ = ("Batches",)
 
@@ -61,6 +63,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         # By now ``task_annotations`` have been applied.
         cls._check_options()
         app.steps["consumer"].add(BATCHES_STEP)
+        app.on_after_finalize.connect(_keep_bodies)
         return bound
 
     @classmethod
@@ -278,6 +281,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         from .worker.strategy import BatchStrategy, strategy_of
 
         self._check_options()
+        keep_body(task)
         task.Request = member_class(task.Request)
         strategy = BatchStrategy(task, app, consumer)
         old = strategy_of(consumer, task.name)
@@ -368,3 +372,10 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             headers=headers,
             **options,
         )
+
+
+def _keep_bodies(sender: Any, **_: Any) -> None:
+    """Keep the body of each batch task, when Celery has completed it and no tool has seen it."""
+    for task in sender.tasks.values():
+        if isinstance(task, Batches):
+            keep_body(task)

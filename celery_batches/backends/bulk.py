@@ -85,9 +85,9 @@ def _is_of(cls: type, backend: Any, name: str) -> bool:
 
 
 def original(backend: Any, name: str) -> Any:
-    """Return a method of the result backend as it is without `celery_batches.pool.marking`."""
+    """Return a method of the result backend as it is when nothing intercepts it."""
     method = getattr(backend, name, None)
-    return getattr(method, "unwatched", method)
+    return getattr(method, "intercepted", method)
 
 
 def _copy(backend: Any, **attributes: Any) -> Any:

@@ -1,41 +1,105 @@
-"""What became of each request of a batch. Pure: no Celery, no I/O. Used in the pool."""
+"""What became of each request of a batch. Pure. Used in the pool.
+
+Each request ends in exactly one outcome, and the first one that is recorded wins. How far an
+outcome has been applied (stored, continuations sent) is not part of it: see `core.slot.Progress`.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
-__all__ = ("UNMARKED", "Outcome", "decide", "tally")
+__all__ = (
+    "UNMARKED",
+    "Done",
+    "Failed",
+    "Ignored",
+    "Kind",
+    "Outcome",
+    "Rejected",
+    "Repeated",
+    "Retried",
+    "Unmarked",
+    "decide",
+    "tally",
+)
 
-#: The ways in which a request can end. ``repeated``: it was done before, and is not run again.
+#: The name of an outcome, as the log says it.
 Kind = Literal["done", "failed", "retried", "rejected", "ignored", "unmarked", "repeated"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one request ended.
+class Done:
+    """The request has succeeded with this result."""
+
+    result: Any = None
+    kind: ClassVar[Kind] = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request has failed with this exception."""
+
+    exc: BaseException
+    kind: ClassVar[Kind] = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The request is sent again.
 
     Attributes:
-        kind: Which way.
-        value: The result of a done request; the exception of a failed, retried, rejected or ignored
-            one, if there is one.
-        written: Whether the result backend has been told already, and what follows from that done.
-        stored: Whether the result backend has been told already, and that is all.
-        options: Of a retried request, how to send it again, if that is still to be done; of a
-            rejected one, whether to requeue it.
+        exc: Why, if that was said.
+        options: How, as the arguments of ``Task.retry``. None if it is not to be sent from here:
+            in Celery, a ``Retry`` that is raised by hand sends nothing.
     """
 
-    kind: Kind
-    value: Any = None
-    written: bool = False
-    stored: bool = False
+    exc: BaseException | None = None
     options: Mapping[str, Any] | None = None
+    kind: ClassVar[Kind] = "retried"
 
 
-#: The body returned and said nothing of this request.
-UNMARKED = Outcome("unmarked")
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The broker takes the message back.
+
+    Attributes:
+        exc: The ``Reject`` that was raised, if one was.
+        requeue: Whether the broker is to deliver it again, if no ``Reject`` says so.
+    """
+
+    exc: BaseException | None = None
+    requeue: bool = False
+    kind: ClassVar[Kind] = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """The request ends without a state, since this ``Ignore`` was raised."""
+
+    exc: BaseException
+    kind: ClassVar[Kind] = "ignored"
+
+
+@dataclass(frozen=True, slots=True)
+class Unmarked:
+    """The body has returned without recording an outcome for the request."""
+
+    kind: ClassVar[Kind] = "unmarked"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The message was delivered again, and its request was done before: it is not run again."""
+
+    kind: ClassVar[Kind] = "repeated"
+
+
+Outcome: TypeAlias = Done | Failed | Retried | Rejected | Ignored | Unmarked | Repeated
+
+UNMARKED = Unmarked()
 
 
 def decide(own: Iterable[Outcome | None], *, default: Outcome) -> list[Outcome]:

@@ -8,7 +8,8 @@ from typing import Any
 from celery.exceptions import Retry
 from celery.utils.time import get_exponential_backoff_interval
 
-from ..request import SimpleRequest
+from ..request import SimpleRequest, slot_of
+from .context import body_of
 
 __all__ = ("retry_all",)
 
@@ -28,14 +29,14 @@ def retry_all(task: Any, requests: Iterable[SimpleRequest], options: dict[str, A
     backs_off = bool(getattr(task, "retry_backoff", False)) and _is_automatic(task, exc)
     when = options["eta"] or options["countdown"]
     for request in requests:
-        if request._outcome is None:
+        if slot_of(request).outcome is None:
             own = {"countdown": _backoff(task, request.retries)} if backs_off else {}
             request.retry(**{**options, **own})
     return Retry(exc=exc, when=task.default_retry_delay if when is None else when)
 
 
 def _is_automatic(task: Any, exc: BaseException | None) -> bool:
-    """Whether it was not the body that asked for a retry, but ``autoretry_for``.
+    """Whether ``autoretry_for`` has asked for this retry, not the body.
 
     For that, Celery puts a function of its own around the body, as ``task.run``. An exception that
     it has caught has come through that function; one that the body has caught has not.
@@ -43,7 +44,7 @@ def _is_automatic(task: Any, exc: BaseException | None) -> bool:
     traceback = exc.__traceback__ if exc is not None else None
     if traceback is None or not hasattr(task, "_orig_run"):
         return False
-    return traceback.tb_frame.f_code is getattr(task.run, "__code__", None)
+    return traceback.tb_frame.f_code is getattr(body_of(task).run, "__code__", None)
 
 
 def _backoff(task: Any, retries: int) -> int:

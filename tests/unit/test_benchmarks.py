@@ -146,7 +146,7 @@ def test_figures_have_their_median_and_their_spread():
     lines = tables.main_table(runs, TITLES).splitlines()
     assert lines[1].split()[-1] == "messages/s"
     assert lines[3].split() == ["a", "<ours>", "2,000", "(1,000", "to", "3,000)"]
-    assert lines[4].split() == ["a", "<plain>", "-"]
+    assert lines[4].split() == ["a", "<plain>", "—"]
 
 
 def test_targets_say_whether_they_are_reached():

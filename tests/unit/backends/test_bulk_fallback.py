@@ -9,7 +9,7 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 
 from celery_batches import SimpleRequest
 from celery_batches.backends.bulk import State, store_at_once, way_into
-from celery_batches.pool.marking import watch
+from celery_batches.pool.marking import intercept_marks
 
 
 def do_nothing(*args: Any, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ def test_backends_that_store_as_celery_does(redis_backend: Any) -> None:
     own = type("Own", (RedisBackend,), {"_get_pool": do_nothing, "as_uri": do_nothing})
     assert way_into(own(app=redis_backend.app, url="redis://127.0.0.1:1/0"))
     assert way_into(SentinelBackend(app=redis_backend.app, url="sentinel://127.0.0.1:1/0"))
-    watch(redis_backend)
+    intercept_marks(redis_backend)
     assert way_into(redis_backend)
 
 

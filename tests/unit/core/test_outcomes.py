@@ -2,21 +2,22 @@
 
 from celery import states
 
-from celery_batches import Batches, SimpleRequest
-from celery_batches.core.outcomes import UNMARKED, Outcome, decide
+from celery_batches import Batches
+from celery_batches.core.outcomes import UNMARKED, Done, Failed, decide
+from celery_batches.core.slot import OutcomeSlot
 
 
 def test_the_first_outcome_wins():
     """What a request was marked with first is how it ends."""
-    request = SimpleRequest("id", "name", (), {}, {}, "host")
-    request._settle(Outcome("done", 1))
-    request._settle(Outcome("failed", KeyError()))
-    assert request._outcome == Outcome("done", 1)
+    slot = OutcomeSlot()
+    assert slot.record(Done(1))
+    assert not slot.record(Failed(KeyError()))
+    assert slot.outcome == Done(1)
 
 
 def test_each_request_has_exactly_one_outcome():
     """A request without an outcome of its own gets that of the body."""
-    done = Outcome("done", 1)
+    done = Done(1)
     assert decide([None, done, None], default=UNMARKED) == [UNMARKED, done, UNMARKED]
 
 

@@ -138,27 +138,27 @@ def test_a_number_of_retries_without_bounds(tasks: Any, clock: Clock) -> None:
     assert states == {"none": "FAILURE", "small": "RETRY", "large": "FAILURE", "huge": "FAILURE"}
 
 
-def test_no_header_passes_for_what_runs_the_batch(tasks: Any, clock: Clock) -> None:
-    """Nor does a message say that its call is run eagerly."""
+def test_no_header_says_that_a_call_is_run_eagerly(tasks: Any, clock: Clock) -> None:
+    """Only the process that runs a call eagerly says so."""
     seen = []
 
     class Curious(Batches):
         def on_success(self, *args: Any) -> None:
-            seen.append((self.request.is_eager, self.request.get("_celery_batches_running")))
+            seen.append(self.request.is_eager)
 
     @tasks.task(name="unit.curious", base=Curious, flush_every=1)
     def curious(requests: Any) -> None: ...
 
     with Problems() as problems:
         worker = InProcessWorker(tasks, clock, problems)
-        sent = call("unit.curious", "1", is_eager=True, _celery_batches_running="x")
+        sent = call("unit.curious", "1", is_eager=True)
         payload = json.loads(sent.body)
         payload[2].update(is_eager=True, _celery_batches_running="x")
         sent.body = json.dumps(payload).encode()
         deliver(worker, sent)
         worker.finish()
         assert problems.lines == []
-    assert seen == [(False, None)]
+    assert seen == [False]
 
 
 def test_a_look_up_that_fails_is_the_concern_of_one(tasks: Any, clock: Clock) -> None:

@@ -11,6 +11,7 @@ from celery.exceptions import (
     SoftTimeLimitExceeded,
 )
 
+from celery_batches.core.outcomes import decide
 from celery_batches.pool.trace import trace_batch
 from kit.tracing import WAYS, World, exceptions, mark_done
 
@@ -149,13 +150,17 @@ def test_an_error_outside_of_the_body_spares_marked_requests(
 ) -> None:
     """When the batch cannot be brought to its end, requests end as the body has said."""
 
-    def broken(*args: Any, **kwargs: Any) -> None:
-        raise OSError("broken")
+    errors = [OSError("broken")]
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return decide(*args, **kwargs)
 
     def body(requests: Any) -> None:
         requests[0].mark_as_done(1)
 
-    monkeypatch.setattr("celery_batches.pool.trace.decide", broken)
+    monkeypatch.setattr("celery_batches.pool.run.decide", broken)
     world.define(body)
     broken_run, reports, _ = trace_batch(world.task.name, "b", world.requests(), "size", "w@h")
     assert broken_run is True

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celery_batches import SimpleRequest
-from celery_batches.pool.trace import BatchTrace
+from celery_batches.pool.run import BatchRun
 from kit.log import messages
 from kit.messages import IDS
 from kit.tracing import WAYS, World, mark_done, mark_failed
@@ -164,13 +164,9 @@ def test_requests_of_their_own_making(world: World) -> None:
     world.define(lambda requests: requests[0].mark_as_done(len(requests)))
     request = SimpleRequest("id-0", "unit.click", (), {}, None, "w@h")
     for _ in range(2):
-        trace = BatchTrace(
-            task=world.task,
-            requests=[request],
-            batch_id="batch",
-            trigger="manual",
-            hostname="w@h",
+        batch = BatchRun(
+            task=world.task, requests=[request], id="batch", trigger="manual", hostname="w@h"
         )
-        trace.run()
-        assert trace.settled[0].kind == "done"
+        batch.run()
+        assert batch.applied[0].kind == "done"
     assert world.app.AsyncResult("id-0").result == 1

@@ -19,7 +19,8 @@ import celery_batches.worker.limits
 import celery_batches.worker.prefetch
 import celery_batches.worker.strategy
 from celery_batches import SimpleRequest
-from celery_batches.core.outcomes import UNMARKED, Outcome
+from celery_batches.core.outcomes import UNMARKED, Done, Failed, Outcome
+from celery_batches.core.slot import OutcomeSlot
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.prefetch import Prefetch
 from kit.actors import StagedWorker
@@ -158,10 +159,10 @@ def test_the_first_outcome_wins_on_any_thread() -> None:
     """Of two threads that mark a request while the body ends, one is right; too late is told."""
 
     def play(decisions: Sequence[int]) -> Stage:
-        stage = Stage(decisions, fine=[SimpleRequest._note, SimpleRequest._settle])
-        stage.fine.add(SimpleRequest._leave.__code__)
+        stage = Stage(decisions, fine=[SimpleRequest._record, OutcomeSlot.record])
+        stage.fine.add(OutcomeSlot.close.__code__)
         request = new_request()
-        request._enter(SimpleNamespace())
+        slot = request.outcome_slot = OutcomeSlot(SimpleNamespace())
         said: list[str] = []
         ended: list[Outcome] = []
 
@@ -179,13 +180,13 @@ def test_the_first_outcome_wins_on_any_thread() -> None:
             mark("mark_as_failure", KeyError("no"))
 
         def body_ends() -> None:
-            request._leave()
-            ended.append(request._outcome or UNMARKED)
+            slot.close()
+            ended.append(slot.outcome or UNMARKED)
 
         for fun in (marks_as_done, marks_as_failure, body_ends):
             stage.actor(fun)
         stage.run()
-        assert (request._outcome or UNMARKED) is ended[0], "it has changed since"
+        assert (slot.outcome or UNMARKED) is ended[0], "it has changed since"
         if ended[0] is UNMARKED:
             assert said == ["too late", "too late"]
         else:
@@ -201,7 +202,7 @@ def test_the_backend_is_told_once_of_a_request(task: Any) -> None:
     def play(decisions: Sequence[int]) -> Stage:
         stage = Stage(decisions, trace=[celery_batches.pool.marking])
         request = new_request()
-        request._enter(SimpleNamespace(task=task, eager=False))
+        slot = request.outcome_slot = OutcomeSlot(SimpleNamespace(task=task, eager=False))
         written: list[Any] = []
 
         class Backend:
@@ -212,7 +213,7 @@ def test_the_backend_is_told_once_of_a_request(task: Any) -> None:
             mark_as_failure = mark_as_done
 
         backend = Backend()
-        celery_batches.pool.marking.watch(backend)
+        celery_batches.pool.marking.intercept_marks(backend)
 
         def marks_as_done() -> None:
             backend.mark_as_done("id", 1, request=request)
@@ -223,8 +224,11 @@ def test_the_backend_is_told_once_of_a_request(task: Any) -> None:
         stage.actor(marks_as_done)
         stage.actor(marks_as_failure)
         stage.run()
-        assert request._outcome is not None
-        assert written == [request._outcome.value]
+        match slot.outcome:
+            case Done(result=value) | Failed(exc=value):
+                assert written == [value]
+            case other:
+                raise AssertionError(other)
         return stage
 
     assert explore(play, departures=2) > 50

@@ -1,0 +1,51 @@
+"""The names that the context of a running task has in Celery. Pure. Used in both processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ("CONTEXT_DEFAULTS", "CONTEXT_KEYS", "NOT_CUSTOM")
+
+#: What a running task's context says of anything that its message leaves out
+#: (the defaults of ``celery.app.task.Context``).
+CONTEXT_DEFAULTS: dict[str, Any] = {
+    "callbacks": None,
+    "called_directly": False,
+    "chain": None,
+    "errbacks": None,
+    "eta": None,
+    "expires": None,
+    "group": None,
+    "group_index": None,
+    "is_eager": False,
+    "logfile": None,
+    "loglevel": None,
+    "origin": None,
+    "parent_id": None,
+    "properties": None,
+    "replaced_task_nesting": 0,
+    "retries": 0,
+    "root_id": None,
+    "shadow": None,
+    "stamped_headers": None,
+    "stamps": None,
+    "taskset": None,
+    "timelimit": None,
+    "utc": None,
+}
+
+#: Keys of a context that are not custom headers: the headers of task protocol 2, what it embeds in
+#: the body, and what the worker adds on receipt.
+CONTEXT_KEYS = frozenset(
+    (
+        *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries"),
+        *("timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin"),
+        *("ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "compression"),
+        *("callbacks", "errbacks", "chain", "chord"),
+        *("properties", "reply_to", "correlation_id", "hostname", "delivery_info"),
+        *("args", "kwargs"),
+    )
+)
+
+#: Every key that is not a custom header.
+NOT_CUSTOM = CONTEXT_KEYS | CONTEXT_DEFAULTS.keys() | {"headers", "time_limit", "soft_time_limit"}

@@ -1,0 +1,28 @@
+"""A representation for the log that stays short. Pure. Used in both processes."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+__all__ = ("short_repr",)
+
+
+class _ShortRepr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # More digits than Python is willing to write.
+            return f"<int of {x.bit_length()} bits>"
+
+
+_short = _ShortRepr()
+
+
+def short_repr(value: Any) -> str:
+    """Return the representation of a value, with long parts of it left out."""
+    return _short.repr(value)

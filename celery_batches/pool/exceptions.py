@@ -1,0 +1,100 @@
+"""What is made of the exceptions of a batch. Runs in the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import Retry
+
+from ..core.outcomes import UNMARKED, Ignored, Outcome, Rejected
+from ..errors import error_info, pickleable
+from .endings import outcome_of
+
+__all__ = ("BodyEnd", "ExceptionInfos")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyEnd:
+    """How the body has ended.
+
+    Attributes:
+        retval: What it returned.
+        error: What it raised, in a form that can be pickled.
+        einfo: The ``ExceptionInfo`` of that.
+    """
+
+    retval: Any = None
+    error: BaseException | None = None
+    einfo: ExceptionInfo | None = None
+
+    @classmethod
+    def of(cls, exc: BaseException) -> BodyEnd:
+        """Return that of a body which has raised this exception."""
+        if isinstance(outcome_of(exc), Ignored | Rejected):
+            return cls(error=exc, einfo=error_info(exc, internal=True))
+        error = pickleable(exc)
+        return cls(error=error, einfo=error_info(error))
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of each request that has none of its own."""
+        return UNMARKED if self.error is None else outcome_of(self.error)
+
+
+class ExceptionInfos:
+    """Makes the ``ExceptionInfo`` of each exception once, for all requests that have it in common.
+
+    It is sent to the main process once then.
+
+    Arguments:
+        end: How the body has ended.
+    """
+
+    __slots__ = ("_end", "_made")
+
+    def __init__(self, end: BodyEnd) -> None:
+        self._end = end
+        self._made: dict[tuple[str, int], tuple[Any, BaseException | None]] = {}
+
+    def pickleable(self, exc: BaseException) -> BaseException:
+        """Return an exception in a form that can be pickled."""
+        if exc is self._end.error:
+            return exc
+        return self._once("pickleable", exc, lambda: pickleable(exc))
+
+    def failure(self, exc: BaseException) -> ExceptionInfo:
+        """Return that of the exception that a request has failed with."""
+        return self._of_body(exc) or self._once("failure", exc, lambda: error_info(exc))
+
+    def retry(self, reason: Retry, exc: BaseException | None) -> ExceptionInfo:
+        """Return that of a retry: the same for all that are retried for the same reason."""
+        error = self._end.error
+        if isinstance(error, Retry) and error.exc is exc and self._end.einfo is not None:
+            return self._end.einfo
+        return self._once("retry", exc, lambda: error_info(reason))
+
+    def internal(self, exc: BaseException) -> ExceptionInfo:
+        """Return that of an ``Ignore`` or ``Reject``."""
+        return self._of_body(exc) or error_info(exc, internal=True)
+
+    def reported(self, exc: BaseException, einfo: ExceptionInfo) -> ExceptionInfo:
+        """Return what the main process is told of a failure: some exceptions would end it."""
+        if isinstance(exc, Exception) and not isinstance(exc, MemoryError):
+            return einfo
+        return self._once("reported", exc, lambda: error_info(RuntimeError(repr(exc))))
+
+    def _of_body(self, exc: BaseException) -> ExceptionInfo | None:
+        return self._end.einfo if exc is self._end.error else None
+
+    def _once(self, use: str, exc: BaseException | None, make: Callable[[], T]) -> T:
+        key = use, id(exc)
+        if key not in self._made:
+            # With the exception, so that no other gets its id.
+            self._made[key] = make(), exc
+        made: T = self._made[key][0]
+        return made

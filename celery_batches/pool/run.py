@@ -1,0 +1,252 @@
+"""One run of a batch: its body, and what comes of it. Runs in the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import signals
+from celery.app.task import Context
+from celery.app.trace import traceback_clear
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.log import get_logger
+
+from ..backends.bulk import State, store_at_once
+from ..core.outcomes import Failed, Retried, decide
+from ..core.slot import OutcomeSlot
+from ..errors import error_info
+from ..request import SimpleRequest, slot_of
+from .context import body_of, current_task
+from .endings import outcome_of
+from .exceptions import BodyEnd
+from .handlers import Handlers
+from .log import log_batch
+from .marking import intercept_marks
+from .running import running
+from .settle import Applied, Report, Settlement
+from .store import deduplicates, done_before, started_state
+from .tracer import Tracer, build_batch_tracer
+
+__all__ = ("BatchRun",)
+
+logger = get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class BatchRun:
+    """One run of a batch's body, and what came of it. See `core.slot.RunningBatch`."""
+
+    task: Any
+    requests: Sequence[SimpleRequest]
+    id: str
+    trigger: str
+    hostname: str
+    body_args: tuple[Any, ...] | None = None
+    loglevel: int | None = None
+    logfile: str | None = None
+    eager: bool = False
+    #: Whether an exception of the body is raised from `run`.
+    propagate: bool = False
+
+    #: How the body has ended.
+    end: BodyEnd = field(default_factory=BodyEnd)
+    #: What the batch as a whole has failed with.
+    failure: BaseException | None = None
+    #: What requests have failed with whose retries are exhausted.
+    exhausted: list[BaseException] = field(default_factory=list)
+    #: Whether something other than the body has failed.
+    has_failed_outside: bool = False
+    #: Seconds that the body took.
+    runtime: float = 0.0
+    #: The outcome of each request, once it has been applied, in order.
+    applied: list[Applied] = field(default_factory=list)
+    #: The context that Celery's tracer has made for the batch.
+    context: Context | None = None
+    _handlers: Handlers = field(init=False)
+    _members: list[SimpleRequest] = field(default_factory=list)
+    _by_id: dict[str | None, SimpleRequest] | None = None
+
+    def __post_init__(self) -> None:
+        self._handlers = Handlers.of(self.task, raises=self.eager)
+
+    @property
+    def by_id(self) -> dict[str | None, SimpleRequest]:
+        """The requests, by id."""
+        if self._by_id is None:
+            self._by_id = {request.id: request for request in self.requests}
+        return self._by_id
+
+    @property
+    def reports(self) -> list[Report]:
+        """What the main process is told of each request, in order."""
+        return [applied.report for applied in self.applied]
+
+    def unsettled(self) -> list[SimpleRequest]:
+        """Return the requests that have no outcome yet."""
+        return [request for request in self.requests if slot_of(request).outcome is None]
+
+    def run(self) -> None:
+        """Run the body once, inside the context and the signals of one task: the batch."""
+        for request in self.requests:
+            request.outcome_slot = OutcomeSlot(self)
+        if deduplicates(self.task):
+            for request in self.requests:
+                self._look_up(request)
+        self._members = self.unsettled()
+        if not self._members:
+            self._settle()
+            return
+        if self.body_args is None:
+            self.body_args = (self._members,)
+        intercept_marks(self.task.backend)
+        intercept_marks(self.task.app.backend)
+        with running(self):
+            self._tracer()(self.id, self.body_args, {}, self._request_dict())
+
+    def _tracer(self) -> Tracer:
+        if self.eager:
+            return build_batch_tracer(self.task, eager=True)
+        tracer: Tracer | None = self.task.__dict__.get("__batch_tracer__")
+        if tracer is None:
+            tracer = self.task.__batch_tracer__ = build_batch_tracer(self.task, eager=False)
+        return tracer
+
+    def _request_dict(self) -> dict[str, Any]:
+        count = len(self._members)
+        return {
+            "id": self.id,
+            "task": self.task.name,
+            "root_id": self.id,
+            "argsrepr": f"(<list of {count} requests>,)",
+            "kwargsrepr": "{}",
+            "retries": 0,
+            "hostname": self.hostname,
+            "loglevel": self.loglevel,
+            "logfile": self.logfile,
+            "is_eager": self.eager,
+            "ignore_result": True,
+            "delivery_info": {"is_eager": self.eager},
+        }
+
+    def execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the body and apply the outcome of each request (Celery's tracer calls it).
+
+        Raises:
+            Exception: What the batch as a whole has ended with, after that.
+        """
+        self.context = self.task.request_stack.top
+        with current_task(self.task):
+            try:
+                returned = self._call_body(args, kwargs)
+            except Exception as exc:
+                if self.propagate and not isinstance(exc, Ignore | Reject | Retry):
+                    raise
+                # Here, so that what is called for a request finds it by `sys.exc_info`.
+                self.end = BodyEnd.of(exc)
+                self._settle()
+                if self.failure is None or self.failure is self.end.error:
+                    raise
+                raise self.failure from None
+            self.end = BodyEnd(retval=returned)
+            self._settle()
+            log_batch(self)
+            return returned
+
+    def _call_body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        started = monotonic()
+        try:
+            if self.task.track_started or "before_start" in self._handlers.names:
+                self._begin_all()
+            return body_of(self.task).call(*args, **kwargs) if self._members else None
+        finally:
+            self.runtime = monotonic() - started
+
+    def on_error(self, exc: BaseException) -> ExceptionInfo:
+        """Tell signals and the log of what the batch has ended with (Celery's tracer calls it)."""
+        if self.propagate and not isinstance(exc, Ignore | Reject | Retry):
+            raise exc
+        if len(self.applied) < len(self.requests):
+            self.fail_the_rest(exc)
+        if self.failure is not None:
+            self._send_failure(self.failure)
+        log_batch(self)
+        if self.end.error is not None:
+            # As Celery does: a kept traceback keeps every local variable of the body.
+            traceback_clear(self.end.error)
+        return self.end.einfo
+
+    def _look_up(self, request: SimpleRequest) -> None:
+        """See whether a request was done before. If that cannot be known, it is not run."""
+        try:
+            done_before(self.task, request)
+        except Exception as exc:
+            logger.error("Cannot look up %r: %r", request, exc, exc_info=True)
+            slot_of(request).record(outcome_of(exc))
+
+    def _begin_all(self) -> None:
+        members = self._members
+        running = [
+            started_state(self.task, each, self.hostname, eager=self.eager) for each in members
+        ]
+        stored = store_at_once(self.task.backend, running)
+        for request, state, is_stored in zip(members, running, stored, strict=True):
+            self._begin(request, None if is_stored else state)
+        members[:] = self.unsettled()
+
+    def _begin(self, request: SimpleRequest, state: State | None) -> None:
+        """Say that a request has started. If that goes wrong, it is not run."""
+        try:
+            if state is not None:
+                state.store(self.task.backend)
+            self._handlers.before_start(request)
+        except Exception as exc:
+            if self.propagate:
+                raise
+            logger.error("Cannot start %r: %r", request, exc, exc_info=True)
+            slot_of(request).record(outcome_of(exc))
+
+    def _settle(self) -> None:
+        """Apply the outcome of each request that has none applied yet."""
+        rest = self.requests[len(self.applied) :]
+        for request in rest:
+            slot_of(request).close()
+        settlement = Settlement(
+            self.task, self.end, self._handlers, eager=self.eager, propagate=self.propagate
+        )
+        outcomes = decide([slot_of(request).outcome for request in rest], default=self.end.outcome)
+        for applied in settlement.apply_all(rest, outcomes):
+            self.applied.append(applied)
+        self._conclude(settlement)
+
+    def _conclude(self, settlement: Settlement) -> None:
+        """See what became of the batch as a whole."""
+        outcome = self.end.outcome
+        self.exhausted = [exc for _, exc in settlement.exhausted]
+        if isinstance(outcome, Failed):
+            self.failure = self.end.error
+        elif isinstance(outcome, Retried) and self.exhausted:
+            if any(isinstance(applied.outcome, Retried) for applied in self.applied):
+                settlement.send_exhausted()
+            else:
+                self.failure = self.exhausted[0]
+
+    def _send_failure(self, error: BaseException) -> None:
+        signals.task_failure.send(
+            sender=self.task,
+            task_id=self.id,
+            exception=error,
+            args=self.body_args,
+            kwargs={},
+            traceback=error.__traceback__,
+            einfo=self.end.einfo if error is self.end.error else error_info(error),
+        )
+
+    def fail_the_rest(self, exc: BaseException) -> None:
+        """Fail every request that has no outcome yet: Celery raised, not the body."""
+        logger.critical("Batch %s[%s]: %r", self.task.name, self.id, exc, exc_info=exc)
+        self.has_failed_outside = True
+        self.end = BodyEnd.of(exc)
+        self._settle()
