@@ -12,7 +12,7 @@ from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from .options import REMOVED, check_body, check_flush_every, check_flush_interval, check_removed
-from .pool.context import keep_body
+from .pool.body import keep_body
 from .pool.running import running_batch
 from .request import SimpleRequest
 

@@ -19,7 +19,8 @@ from ..core.outcomes import Failed, Retried, decide
 from ..core.slot import OutcomeSlot
 from ..errors import error_info
 from ..request import SimpleRequest, slot_of
-from .context import body_of, current_task
+from .body import body_of
+from .context import current_task
 from .endings import outcome_of
 from .exceptions import BodyEnd
 from .handlers import Handlers

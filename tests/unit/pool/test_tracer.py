@@ -12,7 +12,7 @@ import pytest
 from celery import Task, current_task
 
 from celery_batches import Batches
-from celery_batches.pool.context import body_of
+from celery_batches.pool.body import body_of
 from celery_batches.pool.tracer import BatchTask
 from kit.tracing import World
 
