@@ -38,7 +38,7 @@ def worker_request(app: Celery, task: Task, message: Message, **options: Any) ->
         options: Those of Celery's ``Request``; ``cls`` for another class.
     """
     body, headers, decoded, utc = decode(message)
-    cls = options.pop("cls", None) or member_class(Request)
+    cls = member_class(options.pop("cls", Request))
     options.setdefault("on_ack", message.ack_log_error)
     options.setdefault("on_reject", message.reject_log_error)
     return cls(
