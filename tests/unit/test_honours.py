@@ -17,10 +17,11 @@ from celery.app.amqp import AMQP
 from celery.backends.cache import CacheBackend
 from celery.exceptions import OperationalError
 from kombu.utils.uuid import uuid
-from unit.support import make_request, protocol_2
 
 from celery_batches import Batches, SimpleRequest
 from celery_batches.pool.trace import trace_batch
+from kit.messages import protocol_2
+from kit.requests import worker_request
 
 TESTS = Path(__file__).parents[1]
 DOCS = TESTS.parent / "docs"
@@ -294,7 +295,7 @@ def run(app: Any, task: Any, count: int = 2) -> Any:
     requests = []
     for number in range(count):
         message = protocol_2(app, f"id-{number}", task.name)
-        requests.append(SimpleRequest.from_request(make_request(app, task, message)))
+        requests.append(SimpleRequest.from_request(worker_request(app, task, message)))
     return trace_batch(task.name, uuid(), requests, "size", "w@h")[1]
 
 

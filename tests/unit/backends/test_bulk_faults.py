@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import redis
 from celery.backends.redis import RedisBackend
-from unit.backends.sites import ROUND_TRIPS
 
 from celery_batches.backends import bulk
+from kit.sites import ROUND_TRIPS
 
 
 @pytest.mark.redis

@@ -10,11 +10,11 @@ from unittest.mock import Mock
 import celery.app.trace
 import pytest
 from celery import Task, current_task
-from unit.pool.world import World
 
 from celery_batches import Batches
 from celery_batches.pool.body import body_of
 from celery_batches.pool.tracer import BatchTask
+from kit.tracing import World
 
 
 def test_the_stand_in_is_the_task(app: Any) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import amqp
 import pytest
-from unit.brokers import SIZE, Batch, Broker, Socket, tags
+
+from kit.brokers import SIZE, Batch, Broker, tags
+from kit.wires import Socket
 
 
 @pytest.mark.rabbitmq

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit.brokers import SIZE, Batch, Broker, Socket
+
+from kit.brokers import SIZE, Batch, Broker
+from kit.wires import Socket
 
 
 @pytest.mark.rabbitmq

@@ -11,13 +11,18 @@ import pytest
 import redis
 from celery.worker import state as worker_state
 from nonsense import call
-from unit.brokers import Batch, Broker, make_task, tags
-from unit.inprocess import Delivery, InProcessWorker, Problems
-from unit.support import Clock, FakeConsumer, make_request
 from vine import promise
 
 from celery_batches.worker import acks
 from celery_batches.worker.acks import BatchAck, Promised, together
+from kit.brokers import Batch, Broker, tags
+from kit.clock import Clock
+from kit.consumer import FakeConsumer
+from kit.deliveries import Delivery
+from kit.log import Problems
+from kit.requests import worker_request
+from kit.tasks import make_task
+from kit.worker import InProcessWorker
 
 
 @pytest.fixture
@@ -96,7 +101,7 @@ def test_only_what_celery_gives_to_a_strategy_is_collected(memory: Broker) -> No
     """Whoever calls the strategy with another function is called back, there and then."""
     batch = Batch(memory)
     called: list[Any] = []
-    request = make_request(
+    request = worker_request(
         memory.app,
         batch.task,
         batch.messages[0],

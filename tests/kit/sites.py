@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import redis
 from kombu.utils.uuid import uuid
-from unit.support import make_request, protocol_2, task_context
 
-from celery_batches import Batches, SimpleRequest
+from celery_batches import SimpleRequest
 from celery_batches.pool.trace import trace_batch
+from kit.messages import protocol_2
+from kit.requests import task_context, worker_request
+from kit.tasks import make_task
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 
@@ -25,7 +27,7 @@ class Frozen(datetime):
     """What Celery before 5.4 asks for the time."""
 
     @classmethod
-    def utcnow(cls) -> datetime:
+    def utcnow(cls) -> Any:  # Without a time zone, where its own returns an instance of it.
         return NOW.replace(tzinfo=None)
 
 
@@ -48,11 +50,7 @@ class Site:
         app.conf.update(config)
         self.body: Callable[[Any], None] = self.mark
 
-        @app.task(name="unit.click", base=Batches, flush_every=100)
-        def click(requests: Any) -> None:
-            self.body(requests)
-
-        self.task = click
+        self.task = make_task(app, lambda requests: self.body(requests), flush_every=100)
 
     @staticmethod
     def mark(requests: Any) -> None:
@@ -76,7 +74,7 @@ class Site:
             way, options = (call, {}) if isinstance(call, str) else call
             options = {"task_id": f"id-{n}", **common, **options}
             message = protocol_2(self.app, name="unit.click", args=[way], **options)
-            made.append(make_request(self.app, self.task, message))
+            made.append(worker_request(self.app, self.task, message))
         return made
 
     def run(self, messages: list[Any]) -> list[tuple[bool, Any]]:
@@ -103,10 +101,17 @@ class Site:
                 self.backend.mark_as_done(request.id, {"way": way}, request)
 
 
+def _connect(url: str) -> Any:
+    """A client, of which only newer releases are typed."""
+    return redis.Redis.from_url(url)
+
+
 class RedisSite(Site):
+    """The same with Redis, where a test also sees what is published."""
+
     def __init__(self, app: Any, url: str, **config: Any) -> None:
         super().__init__(app, url, **config)
-        self.client = redis.Redis.from_url(url)
+        self.client = _connect(url)
         self.pubsub = self.client.pubsub(ignore_subscribe_messages=True)
         self.pubsub.psubscribe(f"{self.prefix}*")
         # Once this has come, so will all that follow.

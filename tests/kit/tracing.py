@@ -5,17 +5,15 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-import pytest
 from celery import signals
-from celery.exceptions import (
-    Retry,
-)
-from unit.support import make_request, protocol_2
+from celery.exceptions import Retry
 
-from celery_batches import Batches, SimpleRequest
+from celery_batches import SimpleRequest
 from celery_batches.pool.trace import trace_batch
+from kit.messages import IDS, protocol_2
+from kit.requests import worker_request
+from kit.tasks import make_task
 
-IDS = ["id-0", "id-1", "id-2"]
 WAYS = ["method", "idiom"]
 
 
@@ -24,24 +22,23 @@ class World:
 
     def __init__(self, app: Any, **options: Any) -> None:
         self.app = app
-        self.options = {"name": "unit.click", "base": Batches, **options}
+        self.options = options
         self.called: list[Any] = []
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.task: Any = None
 
-        @app.task(name="unit.callback")
         def callback(value: Any) -> None:
             self.called.append(("callback", value))
 
-        @app.task(name="unit.following")
         def following(value: Any) -> None:
             self.called.append(("following", value))
 
-        @app.task(name="unit.errback")
         def errback(request: Any, exc: Any, traceback: Any) -> None:
             self.called.append(("errback", request.id))
 
-        self.callback, self.following, self.errback = callback, following, errback
+        self.callback = app.task(name="unit.callback")(callback)
+        self.following = app.task(name="unit.following")(following)
+        self.errback = app.task(name="unit.errback")(errback)
         app.conf.task_always_eager = True
         app.conf.task_store_eager_result = True
         signals.before_task_publish.connect(self._on_publish, weak=False)
@@ -52,8 +49,7 @@ class World:
         )
 
     def define(self, body: Any, **options: Any) -> Any:
-        body = body if "<" not in body.__name__ else _named(body)
-        self.task = self.app.task(**{**self.options, **options})(body)
+        self.task = make_task(self.app, body, **{**self.options, **options})
         return self.task
 
     def requests(self, *headers: dict[str, Any], **common: Any) -> list[SimpleRequest]:
@@ -61,7 +57,7 @@ class World:
         made = []
         for id, own in zip(IDS, each, strict=False):
             message = protocol_2(self.app, id, self.task.name, [id], **{**common, **own})
-            made.append(SimpleRequest.from_request(make_request(self.app, self.task, message)))
+            made.append(SimpleRequest.from_request(worker_request(self.app, self.task, message)))
         return made
 
     def run(self, body: Any, *headers: dict[str, Any], **common: Any) -> list[tuple[bool, Any]]:
@@ -76,12 +72,6 @@ class World:
     @property
     def states(self) -> list[str]:
         return [self.app.AsyncResult(id).state for id in IDS]
-
-
-def _named(function: Any) -> Any:
-    """Celery writes the name of a body into code."""
-    function.__name__ = "body"
-    return function
 
 
 def exceptions(reports: list[tuple[bool, Any]]) -> list[Any]:
@@ -105,11 +95,3 @@ def mark_failed(world: World, way: str, request: SimpleRequest, exc: Exception) 
         request.mark_as_failure(exc)
     else:
         world.app.backend.mark_as_failure(request.id, exc, request=request)
-
-
-def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    return [
-        r.getMessage()
-        for r in caplog.records
-        if r.levelno == level and r.name.startswith("celery_batches")
-    ]

@@ -7,90 +7,30 @@ runs in the pool. By hand are the channel, the clock, the timer, and when the po
 from __future__ import annotations
 
 import contextlib
-import logging
-import pickle
-from base64 import b64encode
 from collections import Counter
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
+from celery import Celery
 from celery.exceptions import TaskRevokedError, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
+from celery.worker.request import Request
 from kombu import Consumer as MessageConsumer
-from kombu import Message
 from kombu.common import QoS
 from kombu.serialization import dumps, prepare_accept_content
-from kombu.transport.virtual.base import Base64
-from kombu.transport.virtual.base import Message as VirtualMessage
 from nonsense import Sent
-from unit.support import HOSTNAME, Channel, Clock, Timer
 
 from celery_batches.worker.bootstep import BatchesStep
+from celery_batches.worker.job import BatchJob
 from celery_batches.worker.strategy import strategy_of
-
-__all__ = ("Delivery", "InProcessWorker", "Problems")
+from kit.clock import Clock, Timer
+from kit.deliveries import BrokerChannel, Delivery
+from kit.log import Problems
+from kit.pool import Pool
+from kit.requests import HOSTNAME
 
 PREFETCH = 8
-
-
-@dataclass
-class Delivery:
-    """A message that the broker delivers.
-
-    Attributes:
-        sent: What a client has sent.
-        amqp: Whether it comes by AMQP. If not, as with Redis, all of it is in one piece of JSON,
-            in which the body is in base64.
-        redelivered: What the broker says of that.
-    """
-
-    sent: Sent
-    amqp: bool = True
-    redelivered: Any = False
-
-    def message(self, channel: Any, tag: int) -> Message:
-        sent = self.sent
-        info = {"exchange": "", "routing_key": "celery", "redelivered": self.redelivered}
-        if self.amqp:
-            return Message(
-                body=sent.body,
-                delivery_tag=tag,
-                content_type=sent.content_type,
-                content_encoding=sent.content_encoding,
-                delivery_info=info,
-                properties={**sent.properties, "application_headers": sent.headers},
-                headers=sent.headers,
-                channel=channel,
-            )
-        properties = {"delivery_info": info, "delivery_tag": tag, "body_encoding": "base64"}
-        return VirtualMessage(
-            {
-                "body": sent.body and b64encode(sent.body).decode(),
-                "content-type": sent.content_type,
-                "content-encoding": sent.content_encoding,
-                "headers": sent.headers,
-                "properties": {**sent.properties, **properties},
-            },
-            channel=channel,
-        )
-
-
-class BrokerChannel(Channel):
-    """What the broker is told of each delivery."""
-
-    def message_to_python(self, raw: tuple[Delivery, int]) -> Message:
-        delivery, tag = raw
-        return delivery.message(self, tag)
-
-    def decode_body(self, body: Any, encoding: str) -> Any:
-        return Base64().decode(body)
-
-    def of(self, tag: int) -> list[str]:
-        """What it is told of one of them."""
-        return [what for what, about in self.said if about == tag]
 
 
 class Events:
@@ -106,55 +46,13 @@ class Events:
         self.sent.append((type, fields.get("uuid")))
 
 
-class Problems(logging.Handler):
-    """What the log says that an operator has to look at; each line is formatted, as it would be."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-        self.formatter = logging.Formatter("%(levelname)s %(name)s %(message)s")
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
-
-    def take(self) -> list[str]:
-        lines, self.lines = self.lines, []
-        return lines
-
-    def __enter__(self) -> Problems:
-        logging.getLogger().addHandler(self)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        logging.getLogger().removeHandler(self)
-
-
-class Pool:
-    """Keeps what it is given, as bytes: like billiard, it pickles."""
-
-    num_processes = 2
-    is_green = False
-
-    def __init__(self) -> None:
-        self.given: list[tuple[bytes, SimpleNamespace]] = []
-
-    def apply_async(self, target: Any, args: Any, **callbacks: Any) -> None:
-        # As celery.concurrency.asynpool, under which there are a few more levels of tuples.
-        self.given.append(
-            (
-                pickle.dumps((2, (1, None, target, args, {})), protocol=4),
-                SimpleNamespace(**callbacks),
-            )
-        )
-
-
 class InProcessWorker:
     """A worker with the tasks of an app. Its clock stands still until it is moved."""
 
-    def __init__(self, app: Any, clock: Clock, problems: Problems) -> None:
+    def __init__(self, app: Celery, clock: Clock, problems: Problems) -> None:
         self.app, self.clock, self.problems = app, clock, problems
-        self.pool = Pool()
-        self.timer = Timer()
+        self.pool = Pool(pickles=True)
+        self.timer = Timer(clock)
         self.events = Events()
         self.channel = BrokerChannel()
         self.consumer = Consumer(
@@ -199,13 +97,13 @@ class InProcessWorker:
         self._note_refusals()
         return tag
 
-    def _process(self, job: Any) -> None:
+    def _process(self, job: BatchJob) -> None:
         """As ``celery.worker.worker.WorkController`` does."""
-        before = len(self.pool.given)
+        before = len(self.pool.calls)
         with contextlib.suppress(TaskRevokedError):
             job.execute_using_pool(self.pool)
         self._note_refusals()
-        assert len(self.pool.given) - before == bool(job.requests)
+        assert len(self.pool.calls) - before == bool(job.requests)
         if job.requests:
             tags = [request.message.delivery_tag for request in job.requests]
             self.runs.update(tags)
@@ -217,43 +115,33 @@ class InProcessWorker:
 
     def run_batch(self, *, lose: bool = False) -> None:
         """The pool runs the oldest batch that it was given, or loses the process that does."""
-        if not self.pool.given:
+        if not self.pool.calls:
             return
-        sent, told = self.pool.given.pop(0)
-        _, (_, _, target, args, _) = pickle.loads(sent)
+        call = self.pool.calls.pop(0)
         self._note_refusals()
-        told.accept_callback(1, self.clock.now)
+        call.start(1, self.clock.now)
         if lose:
-            try:
-                raise WorkerLostError("lost")
-            except WorkerLostError:
-                told.error_callback(ExceptionInfo())
+            call.fail(WorkerLostError("lost"))
         else:
-            told.callback(pickle.loads(pickle.dumps(target(*args))))
+            call.run()
             ran = getattr(self.app, "ran", None)
-            assert not ran or ran[-1] == [r.id for r in args[2] if r.id in ran[-1]]
+            assert not ran or ran[-1] == [r.id for r in call.args[2] if r.id in ran[-1]]
         self.consumer.perform_pending_operations()
         self.problems.take()  # Of the batch, and of what its body did.
 
-    def move_clock(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Let the timer fire for all that comes due, in order."""
-        end = self.clock.now + seconds
-        while due := [e for e in self.timer.armed if e.eta <= end]:
-            entry = min(due, key=lambda e: e.eta)
-            self.clock.now = max(self.clock.now, entry.eta)
-            self.timer.fire(entry)
-            self._note_refusals()
-        self.clock.now = end
+        self.timer.advance(seconds, after_each=self._note_refusals)
 
     @property
-    def buffered(self) -> list[Any]:
+    def buffered(self) -> list[Request]:
         strategies = [strategy_of(self.consumer, name) for name in self.consumer.strategies]
         return [request for s in strategies if s for request in s._buffer._items]
 
     def finish(self) -> None:
         """Let all that is left happen."""
-        self.move_clock(1e9)
-        while self.pool.given:
+        self.advance(1e9)
+        while self.pool.calls:
             self.run_batch()
 
     def assert_empty(self) -> None:
@@ -267,3 +155,8 @@ class InProcessWorker:
         assert self.consumer.qos.value == PREFETCH
         self.step.stop(self.consumer)
         assert self.consumer.qos.total == PREFETCH
+
+
+def deliver(worker: InProcessWorker, sent: Sent, *, amqp: bool = True, again: Any = False) -> int:
+    """The broker delivers what a client has sent: returns its tag."""
+    return worker.deliver(Delivery(sent, amqp=amqp, redelivered=again))

@@ -2,101 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from celery.exceptions import TaskRevokedError
+from celery import Celery
 from celery.worker import state as worker_state
-from kombu.asynchronous.semaphore import DummyLock
-from unit.interleave import Stage, SteppedLock, SteppedRLock
-from unit.support import Clock, FakeConsumer, protocol_2
+from kombu import Message
 
-import celery_batches.pool.marking
-import celery_batches.request
-import celery_batches.worker.job
-import celery_batches.worker.limits
-import celery_batches.worker.prefetch
-import celery_batches.worker.strategy
+from celery_batches import Batches
+from celery_batches.worker import job, limits, strategy
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.strategy import BatchStrategy
+from kit.clock import Clock, Entry
+from kit.interleave import SteppedLock, SteppedRLock
+from kit.invariants import check_batches, check_each_point, check_messages, check_the_end
+from kit.limits import Bucket
+from kit.messages import protocol_2
+from kit.stage import Stage
+from kit.stepped import SteppedConsumer, SteppedPool
 
-ADAPTER = (celery_batches.worker.strategy, celery_batches.worker.job, celery_batches.worker.limits)
-
-
-class Pool:
-    """Takes batches; actors run them."""
-
-    num_processes = 2
-    apply_result = None
-    options: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.waiting: list[dict[str, Any]] = []
-        #: What runs.
-        self.running: list[dict[str, Any]] = []
-        #: Whether the caller had a lock.
-        self.locked = False
-        #: The id of each batch that it was given.
-        self.batches: list[str] = []
-        #: Those that it has begun to run, and the ids in each.
-        self.begun: list[str] = []
-        self.given: list[list[str]] = []
-
-    def apply_async(self, target: Any, **options: Any) -> Any:
-        self.stage.point()
-        if self.stage.current is not None and self.stage.current.locks:
-            # The solo pool would run the body now; that of gevent may wait for another to end.
-            self.locked = True
-        self.waiting.append(options)
-        self.batches.append(options["correlation_id"])
-        # It may be run, and end, before the caller hears of it.
-        self.stage.point()
-        return Handle()
+ADAPTER = (strategy, job, limits)
 
 
-class Handle:
-    """What a pool returns for a task."""
-
-
-class Bucket:
-    """A token bucket that gets a token each second of the test's clock."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.spent = clock.now
-
-    def can_consume(self, tokens: int) -> bool:
-        if self.clock.now - self.spent < tokens:
-            return False
-        self.spent += tokens
-        return True
-
-    def expected_time(self, tokens: int) -> float:
-        return max(0.0, self.spent + tokens - self.clock.now)
-
-
-class Consumer(FakeConsumer):
-    """Sends what is ready to the pool, as the worker does."""
-
-    disable_rate_limits = False
-
-    def on_task_request(self, job: Any) -> None:
-        with contextlib.suppress(TaskRevokedError):
-            job.execute_using_pool(self.pool)
-
-
-class World:
+class StagedWorker:
     """A batch task in a worker, and its actors."""
 
-    def __init__(self, task: Any, decisions: Sequence[int], *, requeue: bool = False) -> None:
+    def __init__(self, task: Batches, decisions: Sequence[int], *, requeue: bool = False) -> None:
         self.task = task
-        self.app = task.app
+        self.app: Celery = task.app
         self.clock = Clock()
         self.stage = Stage(
             decisions,
@@ -105,23 +41,23 @@ class World:
             coarse=[BatchJob.__init__, BatchJob._take_members, BatchJob._batch_limits],
         )
         self.stage.check = self.check
-        self.pool = Pool(self.stage)
+        self.pool = SteppedPool(self.stage)
         self.requeue = requeue
         #: The batches that have asked whether they are too late, and were not.
         self.in_time: set[str] = set()
-        self.messages: dict[str, Any] = {}
+        self.messages: dict[str, Message] = {}
         #: Before any ETA.
         self.soon = datetime.now(timezone.utc) + timedelta(minutes=1)
         #: The ids that come one after the other.
         self.sources: list[list[str]] = []
-        self.in_flight: list[Any] = []
+        self.in_flight: list[Entry] = []
         self.retired = False
         #: The batches that had begun when the others were dropped, if they were.
         self.in_good_time: set[str] | None = None
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> StagedWorker:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("celery_batches.worker.strategy.monotonic", self.clock)
+        self.clock.install(self.patch)
         for module in ("strategy", "job"):
             name = f"celery_batches.worker.{module}.Lock"
             self.patch.setattr(name, partial(SteppedLock, self.stage))
@@ -129,14 +65,12 @@ class World:
             "celery_batches.worker.prefetch.RLock", partial(SteppedRLock, self.stage)
         )
         self.patch.setattr("celery_batches.worker.strategy.BatchJob", self._job)
-        self.consumer = Consumer(self.app)
-        self.consumer.qos._mutex = DummyLock()  # As Celery does, on every pool.
-        self.consumer.pool = self.pool
+        self.consumer = SteppedConsumer(self.app, self.clock, self.pool)
         self.consumer.task_buckets[self.task.name] = None
         self.load()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.patch.undo()
         worker_state.reset_state()
         worker_state.revoked.clear()
@@ -154,16 +88,16 @@ class World:
     def _job(self, *args: Any, drop: Any, **options: Any) -> BatchJob:
         def drop_if_retired(requests: Any) -> bool:
             if not self.retired:
-                self.in_time.add(job.id)
+                self.in_time.add(made.id)
             dropped: bool = drop(requests)
             return dropped
 
-        job = BatchJob(*args, drop=drop_if_retired, **options)
-        return job
+        made = BatchJob(*args, drop=drop_if_retired, **options)
+        return made
 
     # What the actors do.
 
-    def message(self, *, later: bool = False) -> Any:
+    def message(self, *, later: bool = False) -> Message:
         number = len(self.messages)
         # One after the other: the clock of a machine may be put back at any time.
         eta = {"eta": self.soon + timedelta(seconds=number)} if later else {}
@@ -171,7 +105,7 @@ class World:
         self.messages[message.headers["id"]] = message
         return message
 
-    def receive(self, message: Any) -> None:
+    def receive(self, message: Message) -> None:
         handler = self.consumer.strategies[self.task.name]
         handler(message, None, message.ack_log_error, message.reject_log_error, [])
 
@@ -193,7 +127,7 @@ class World:
             for_etas: Whether it is for requests with an ETA, which come when they like.
         """
 
-        def is_ours(entry: Any) -> bool:
+        def is_ours(entry: Entry) -> bool:
             return isinstance(entry.args[0], float) is not for_etas
 
         def timer() -> None:
@@ -217,20 +151,20 @@ class World:
 
         def runner() -> None:
             while True:
-                self.stage.wait_for(lambda: bool(self.pool.waiting), idle=True)
+                self.stage.wait_for(lambda: bool(self.pool.calls), idle=True)
                 self.run_one()
 
         self.stage.actor(runner, serves=True)
 
     def run_one(self) -> None:
-        options = self.pool.waiting.pop(0)
-        self.pool.begun.append(options["correlation_id"])
-        members = options["args"][2]
-        options["accept_callback"](1, 0.0)
+        call = self.pool.calls.pop(0)
+        self.pool.begun.append(call.id)
+        members = call.args[2]
+        call.start()
         self.pool.given.append([member.id for member in members])
-        self.pool.running.append(options)
+        self.pool.running.append(call)
         self.stage.point()
-        options["callback"]((False, [(False, "None")] * len(members), 0.1))
+        call.end((False, [(False, "None")] * len(members), 0.1))
 
     def timeouter(self) -> None:
         """The thread of the pool that watches the time limits."""
@@ -238,7 +172,7 @@ class World:
         def timeouter() -> None:
             while True:
                 self.stage.wait_for(lambda: bool(self.pool.running), idle=True)
-                self.pool.running.pop()["timeout_callback"](False, 1.0)
+                self.pool.running.pop().time_out(1.0)
 
         self.stage.actor(timeouter, serves=True)
 
@@ -278,52 +212,26 @@ class World:
     # What must hold.
 
     @property
-    def armed(self) -> list[Any]:
+    def armed(self) -> list[Entry]:
         return self.consumer.timer.armed
 
     def check(self) -> None:
         """What must hold at each point."""
-        strategy = self.strategy
-        wakeups = [entry for entry in self.armed if entry.fun == strategy._on_timer]
-        assert len(wakeups) <= 1, "two timers"
-        assert len(strategy._buffer) < self.task.flush_every, "the buffer is too full"
-        if strategy._lock.is_held or not (strategy._buffer or strategy._full):
-            return
-        coming = [entry for entry in self.in_flight if entry.fun == strategy._on_timer]
-        assert any(entry.args[0] == strategy._timer_at for entry in wakeups + coming), "no timer"
+        check_each_point(self.strategy, self.armed, self.in_flight)
 
     def play(self) -> Stage:
         """Run the actors; then see what has become of each request."""
         self.stage.run()
         assert not self.pool.locked, "sent under the lock"
         assert self.in_time.issuperset(self.pool.batches), "sent after the connection was lost"
-        while self.pool.waiting:
+        while self.pool.calls:
             self.run_one()
         if self.in_good_time is not None:
-            ran = [i for i, ids in zip(self.pool.begun, self.pool.given, strict=True) if ids]
-            assert self.in_good_time.issuperset(ran), "run from a connection that is lost"
-        given = Counter(task_id for ids in self.pool.given for task_id in ids)
-        assert max(given.values(), default=1) == 1, "in two batches"
-        assert max(map(len, self.pool.given), default=0) <= self.task.flush_every
-        for ids in self.pool.given:
-            for source in self.sources:
-                own = [task_id for task_id in ids if task_id in source]
-                assert own == sorted(own, key=source.index), "out of order"
-        for task_id, message in self.messages.items():
-            said = [what for what, _ in message.channel.said]
-            if task_id in given:
-                assert said == ["ack"], f"{task_id}: {said}"
-            elif task_id not in worker_state.revoked or said != ["ack"]:
-                assert self.retired, f"{task_id} is lost"
-                assert said == (["requeue"] if self.requeue else []), f"{task_id}: {said}"
-        room = self.consumer.qos.total - self.consumer.initial_prefetch_count
-        assert room in ({0} if self.retired else {0, self.task.flush_every}), "the room is wrong"
-        assert not self.consumer.qos.busy(0, 0), "a batch has not ended"
-        assert not len(self.strategy._buffer)
-        assert not self.strategy._full
-        assert not self.armed
-        for known in (worker_state.requests, worker_state.reserved_requests):
-            assert not known, "the worker thinks it still has them"
-        assert not worker_state.active_requests
-        assert not getattr(worker_state, "scheduled_requests", ()), "Celery 5.7 and newer"
+            begun = [i for i, ids in zip(self.pool.begun, self.pool.given, strict=True) if ids]
+            assert self.in_good_time.issuperset(begun), "run from a connection that is lost"
+        check_batches(self.pool.given, self.sources, self.task.flush_every)
+        ran = {task_id for ids in self.pool.given for task_id in ids}
+        dropped = ["requeue"] if self.requeue else []
+        check_messages(self.messages, ran, dropped if self.retired else None)
+        check_the_end(self.strategy, retired=self.retired)
         return self.stage

@@ -161,10 +161,11 @@ class Stage:
         if before in able:
             able.remove(before)
             able.insert(len(able) if after_you else 0, before)
+        chosen = None
         if not able:
             self._end()
         else:
-            self.current = self._choose(able)
+            self.current = chosen = self._choose(able)
             self._points += 1
             if self._points > MAX_POINTS:
                 self.error = AssertionError("it goes round in circles")
@@ -173,10 +174,10 @@ class Stage:
             if before is not None and not before.done:
                 before.turn.acquire()
                 raise _Abort
-        elif self.current is not before:
+        elif chosen is not None and chosen is not before:
             if before is not None:
                 self.fail_unless_sound()
-            self.current.turn.release()
+            chosen.turn.release()
             if before is not None and not before.done:
                 before.turn.acquire()
                 if self._aborted:
@@ -218,63 +219,3 @@ class Stage:
         if event in ("line", "opcode"):
             self.point()
         return self._fine_step
-
-
-class SteppedLock:
-    """A lock for actors: to wait for it is to let others go on."""
-
-    again = False
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.holders: list[Actor | None] = []
-
-    @property
-    def is_held(self) -> bool:
-        return bool(self.holders)
-
-    def __enter__(self) -> None:
-        actor = self.stage.current
-        self.stage.wait_for(lambda: not self.holders or (self.again and actor in self.holders))
-        self.holders.append(actor)
-        if actor is not None:
-            actor.locks += 1
-
-    def __exit__(self, *_: Any) -> None:
-        actor = self.holders.pop()
-        if actor is not None:
-            actor.locks -= 1
-            self.stage.fail_unless_sound()
-        self.stage.point()
-
-
-class SteppedRLock(SteppedLock):
-    """One that its holder may take again."""
-
-    again = True
-
-
-def explore(play: Callable[[Sequence[int]], Stage], *, departures: int) -> int:
-    """Play every schedule with up to that many departures; return how many there are.
-
-    A departure is when another goes on than the one who could. Few of them make most races, and
-    without such a limit there would be too many schedules.
-
-    Arguments:
-        play: Runs a stage with these decisions, and returns it.
-        departures: The limit.
-    """
-    untried: list[tuple[int, ...]] = [()]
-    played = 0
-    while untried:
-        decisions = untried.pop()
-        try:
-            stage = play(decisions)
-        except BaseException as exc:
-            raise AssertionError(f"with the decisions {decisions}: {exc!r}") from exc
-        played += 1
-        if sum(map(bool, decisions)) < departures:
-            for step in range(len(decisions), len(stage.choices)):
-                others = range(1, stage.choices[step])
-                untried.extend((*decisions, *[0] * (step - len(decisions)), i) for i in others)
-    return played

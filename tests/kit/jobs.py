@@ -1,52 +1,33 @@
-"""A batch of real requests on its way through a pool that keeps what it is given."""
+"""A batch of real requests on its way through the pool, and what each of them is told."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from celery import Celery
+from celery.worker.request import Request
 from kombu.common import QoS
-from unit.support import make_request, protocol_2
 
-from celery_batches import Batches
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.prefetch import Prefetch
+from kit.messages import protocol_2
+from kit.pool import Pool, einfo_of
+from kit.requests import worker_request
+from kit.tasks import make_task
 
 
-class Pool:
-    """Keeps what it is given, and hands out a handle that a weak reference can point to."""
-
-    class Handle:
-        def __init__(self) -> None:
-            self.told: list[int] = []
-
-        def terminate(self, signum: int) -> None:
-            self.told.append(signum)
-
-    def __init__(self, *, handle: bool = True) -> None:
-        self.handle = self.Handle() if handle else None
-        self.calls: list[tuple[Any, dict[str, Any]]] = []
-        self.options: dict[str, Any] = {}
-
-    def apply_async(self, target: Any, **options: Any) -> Any:
-        self.calls.append((target, options))
-        return self.handle
-
-
-class World:
+class RecordedJob:
     """A batch of real requests, whose callbacks are recorded before Celery's own run."""
 
-    def __init__(self, app: Any, size: int = 3, **options: Any) -> None:
+    def __init__(self, app: Celery, size: int = 3, **options: Any) -> None:
         headers = options.pop("headers", [{}] * size)
 
-        @app.task(base=Batches, name="unit.click", **options)
-        def click(requests: Any) -> None: ...
-
-        self.task = click
+        self.task = click = make_task(app, **options)
         self.told: list[tuple[Any, ...]] = []
         self.broken: set[str] = set()
         self.messages = [protocol_2(app, f"id-{i}", click.name, **headers[i]) for i in range(size)]
-        self.requests = [make_request(app, click, message) for message in self.messages]
+        self.requests = [worker_request(app, click, message) for message in self.messages]
         for request in self.requests:
             for name in ("on_accepted", "on_success", "on_failure", "on_timeout"):
                 self._spy(request, name)
@@ -59,7 +40,7 @@ class World:
         )
         self.pool = Pool()
 
-    def _spy(self, request: Any, name: str) -> None:
+    def _spy(self, request: Request, name: str) -> None:
         original = getattr(request, name)
 
         def spy(*args: Any, **kwargs: Any) -> Any:
@@ -82,8 +63,8 @@ class World:
 
     def send(self) -> dict[str, Any]:
         self.job.execute_using_pool(self.pool)
-        ((_, options),) = self.pool.calls
-        return options
+        (call,) = self.pool.calls
+        return call.options
 
     def ids_told(self, name: str) -> list[str]:
         return [told[1] for told in self.told if told[0] == name]
@@ -93,29 +74,8 @@ class World:
         return [[what for what, _ in message.channel.said] for message in self.messages]
 
 
-IDS = ["id-0", "id-1", "id-2"]
 OK = (False, [(False, "None")] * 3, 0.5)
-
-
-def einfo_of(exc: BaseException) -> ExceptionInfo:
-    try:
-        raise exc
-    except type(exc):
-        return ExceptionInfo()
 
 
 def boom() -> ExceptionInfo:
     return einfo_of(KeyError("boom"))
-
-
-class TerminatingPool:
-    """Ends what it is told to: a process a little later, a greenlet at once."""
-
-    def __init__(self, at_once: Any = None) -> None:
-        self.terminated: list[Any] = []
-        self.at_once = at_once
-
-    def terminate_job(self, pid: int, signal: Any) -> None:
-        self.terminated.append(pid)
-        if self.at_once is not None:
-            self.at_once()

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import redis
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from kombu import Connection, Queue
 from kombu.asynchronous import Hub
 from kombu.utils.uuid import uuid
-from redis.connection import AbstractConnection
-from unit.support import make_request, protocol_2
 from vine import promise
 
-from celery_batches import Batches
 from celery_batches.worker.acks import BatchAck
 from celery_batches.worker.job import BatchJob
+from kit.messages import protocol_2
+from kit.requests import worker_request
+from kit.tasks import make_task
 
 SIZE = 5
 PRIORITIES = [0, 3, 6, 9]
@@ -71,7 +69,7 @@ class Broker:
 
     def request(self, task: Any, **options: Any) -> Any:
         message = self.receive()
-        return make_request(self.app, task, message, on_ack=self.ack_of(message), **options)
+        return worker_request(self.app, task, message, on_ack=self.ack_of(message), **options)
 
     def ack_of(self, message: Any) -> BatchAck:
         """What a request is given to acknowledge it: see Celery's ``create_task_handler``."""
@@ -102,20 +100,22 @@ class Broker:
 
 
 class RedisBroker(Broker):
+    """The same on Redis, with the keys of its own that it keeps what is delivered in."""
+
     def __init__(self, app: Any, url: str, prefix: str) -> None:
         name = uuid()
         self.keys = [f"{name}.{key}" for key in ("unacked", "unacked_index")]
         unacked, index = self.keys
         options = {"unacked_key": unacked, "unacked_index_key": index, "global_keyprefix": prefix}
         super().__init__(app, url, priority_steps=PRIORITIES, **options)
-        self.redis = redis.Redis.from_url(url)
+        self.redis: Any = redis.Redis.from_url(url)
         self.prefix = prefix
 
     @property
     def unacked(self) -> tuple[int, int]:
         """How many messages Redis has as delivered: in the hash, and in the index."""
         unacked, index = (self.prefix + key for key in self.keys)
-        return int(self.redis.hlen(unacked)), int(self.redis.zcard(index))  # type: ignore[arg-type]
+        return int(self.redis.hlen(unacked)), int(self.redis.zcard(index))
 
     def close(self) -> None:
         super().close()
@@ -123,34 +123,6 @@ class RedisBroker(Broker):
         queues = [self.channel._q_for_pri(self.queue.name, step) for step in PRIORITIES]
         self.redis.delete(*(self.prefix + key for key in (*self.keys, *queues)))
         self.redis.close()
-
-
-class Wire:
-    """What is sent to Redis, and which of the acknowledgements fail: these, counted from 1."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.cut: Callable[[int], bool] = lambda number: False
-        self.sends = 0
-        self.acks = 0
-        send = AbstractConnection.send_packed_command
-
-        def counted(connection: Any, command: Any, *args: Any, **kwargs: Any) -> Any:
-            self.sends += 1
-            if b"ZREM" in b"".join([command] if isinstance(command, bytes) else command):
-                self.acks += 1
-                if self.cut(self.acks):
-                    connection.disconnect()
-                    raise redis.ConnectionError("the wire is cut")
-            return send(connection, command, *args, **kwargs)
-
-        monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
-
-
-def make_task(app: Any, **options: Any) -> Any:
-    @app.task(base=Batches, name="unit.click", **options)
-    def click(requests: Any) -> None: ...
-
-    return click
 
 
 class Batch:
@@ -186,19 +158,3 @@ class Batch:
 
 def tags(batch: Batch) -> list[str]:
     return [message.delivery_tag for message in batch.messages]
-
-
-class Socket:
-    """What is written to the connection to RabbitMQ."""
-
-    def __init__(self, broker: Broker) -> None:
-        self.writes: list[bytes] = []
-        self.error: Exception | None = None
-        transport = broker.channel.connection.transport
-        self._write, transport._write = transport._write, self._written
-
-    def _written(self, data: Any) -> None:
-        self.writes.append(bytes(data))
-        if self.error is not None:
-            raise self.error
-        self._write(data)
