@@ -18,10 +18,12 @@ from unit.support import make_request, protocol_2
 from vine import promise
 
 from celery_batches import Batches
-from celery_batches.worker.acks import BatchAck
+from celery_batches.worker.acks import DeferredAck
 from celery_batches.worker.job import BatchJob
 
 SIZE = 5
+#: Bytes of an AMQP frame with ``basic.ack`` in it.
+FRAME = 21
 PRIORITIES = [0, 3, 6, 9]
 
 
@@ -73,9 +75,9 @@ class Broker:
         message = self.receive()
         return make_request(self.app, task, message, on_ack=self.ack_of(message), **options)
 
-    def ack_of(self, message: Any) -> BatchAck:
+    def ack_of(self, message: Any) -> DeferredAck:
         """What a request is given to acknowledge it: see Celery's ``create_task_handler``."""
-        return BatchAck(promise(self.call_soon, (message.ack_log_error,)))
+        return DeferredAck(promise(self.call_soon, (message.ack_log_error,)))
 
     def delivered_again(self) -> list[Any]:
         """What the broker has back when the connection is closed, in order of arrival."""

@@ -8,7 +8,8 @@ import pytest
 from celery.backends.redis import RedisBackend, SentinelBackend
 
 from celery_batches import SimpleRequest
-from celery_batches.backends.bulk import State, store_at_once, way_into
+from celery_batches.backends.bulk import bulk_store_of, store_at_once
+from celery_batches.backends.state import State
 from celery_batches.pool.marking import intercept_marks
 
 
@@ -33,26 +34,26 @@ def test_a_backend_with_a_method_of_its_own_is_left_alone(
     redis_backend: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Overridden in a subclass or in one instance, it gets its states one by one."""
-    assert way_into(redis_backend)
+    assert bulk_store_of(redis_backend)
     own = type("Own", (RedisBackend,), {name: do_nothing})
-    assert way_into(own(app=redis_backend.app, url="redis://127.0.0.1:1/0")) is None
+    assert bulk_store_of(own(app=redis_backend.app, url="redis://127.0.0.1:1/0")) is None
     monkeypatch.setattr(redis_backend, name, do_nothing)
-    assert way_into(redis_backend) is None
+    assert bulk_store_of(redis_backend) is None
 
 
 def test_backends_that_store_as_celery_does(redis_backend: Any) -> None:
     """What a subclass connects to and how, or that it is watched, changes nothing."""
     own = type("Own", (RedisBackend,), {"_get_pool": do_nothing, "as_uri": do_nothing})
-    assert way_into(own(app=redis_backend.app, url="redis://127.0.0.1:1/0"))
-    assert way_into(SentinelBackend(app=redis_backend.app, url="sentinel://127.0.0.1:1/0"))
+    assert bulk_store_of(own(app=redis_backend.app, url="redis://127.0.0.1:1/0"))
+    assert bulk_store_of(SentinelBackend(app=redis_backend.app, url="sentinel://127.0.0.1:1/0"))
     intercept_marks(redis_backend)
-    assert way_into(redis_backend)
+    assert bulk_store_of(redis_backend)
 
 
 @pytest.mark.parametrize("backend", ["cache+memory://", "rpc://", "disabled://"])
 def test_other_backends_get_states_one_by_one(app: Any, backend: str) -> None:
     app.conf.result_backend = backend
-    assert way_into(app.backend) is None
+    assert bulk_store_of(app.backend) is None
     assert store_at_once(app.backend, [None, None]) == [False, False]
 
 

@@ -422,6 +422,7 @@ def test_connections_that_are_read_in_their_own_way(hub: Hub, ends: Any) -> None
 def test_the_worker_reads_so(hub: Hub, connection: Connection, broker: Broker) -> None:
     """Its step for batches has the event loop do it."""
     consumer = consumer_of(connection)
+    consumer.app = SimpleNamespace(conf={})
     BatchesStep(consumer).register_with_event_loop(consumer, hub)
     broker.write(frames_of(3))
     next(hub.create_loop())

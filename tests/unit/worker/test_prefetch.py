@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from kombu.common import QoS
 from kombu.transport.virtual import QoS as VirtualQoS
 
+from celery_batches.transports.amqp_prefetch import without_waiting
 from celery_batches.worker.prefetch import (
     Charge,
     Prefetch,
     PrefetchRoom,
     count_batches_as_one,
     warn_of_prefetch_limit,
-    without_waiting,
 )
 
 
