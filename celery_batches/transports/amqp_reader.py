@@ -46,7 +46,7 @@ def _is_known(connection: Any) -> bool:
     """Whether py-amqp keeps what it has read where it is known here, and looks there first."""
     transport = connection.transport
     classes = (getattr(amqp.transport, name, None) for name in ("TCPTransport", "SSLTransport"))
-    readers = {getattr(cls, "_read", None) for cls in classes} - {None}
+    readers = {vars(cls).get("_read") for cls in classes if cls is not None} - {None}
     return (
         getattr(type(transport), "_read", None) in readers
         and isinstance(getattr(transport, "_read_buffer", None), bytes)

@@ -18,6 +18,7 @@ from unit.support import make_request, protocol_2
 from vine import promise
 
 from celery_batches import Batches
+from celery_batches.core.shortcuts import SHORTCUTS, Shortcut
 from celery_batches.worker.acks import DeferredAck
 from celery_batches.worker.job import BatchJob
 
@@ -41,6 +42,8 @@ class Broker:
         self.hub: Any = Hub()
         self._pending_operations: deque[Any] = deque()
         self.soon = 0
+        #: Those that are switched on.
+        self.shortcuts: frozenset[Shortcut] = SHORTCUTS
 
     def call_soon(self, *args: Any) -> Any:
         self.soon += 1
@@ -77,7 +80,7 @@ class Broker:
 
     def ack_of(self, message: Any) -> DeferredAck:
         """What a request is given to acknowledge it: see Celery's ``create_task_handler``."""
-        return DeferredAck(promise(self.call_soon, (message.ack_log_error,)))
+        return DeferredAck(promise(self.call_soon, (message.ack_log_error,)), self.shortcuts)
 
     def delivered_again(self) -> list[Any]:
         """What the broker has back when the connection is closed, in order of arrival."""
