@@ -81,3 +81,16 @@ def test_after_a_write_that_failed_no_frame_is_for_many(
     rabbitmq.run_the_loop()
     assert [len(data) for data in socket.writes] == [FRAME] * SIZE
     assert rabbitmq.delivered_again() == []
+
+
+@pytest.mark.rabbitmq
+def test_kombus_messages_know_of_it(rabbitmq: Broker) -> None:
+    """Nobody can acknowledge them again, which would close the channel; they keep that channel."""
+    batch = Batch(rabbitmq)
+    batch.end()
+    rabbitmq.run_the_loop()
+    for message in batch.messages:
+        assert message.channel is rabbitmq.channel
+        with pytest.raises(message.MessageStateError):
+            message.ack()
+    assert rabbitmq.delivered_again() == []
