@@ -14,7 +14,13 @@ __all__ = ("SETTING", "SHORTCUTS", "Shortcut", "enabled_shortcuts")
 SETTING = "batches_shortcuts"
 
 Shortcut = Literal[
-    "amqp_acks", "amqp_prefetch", "amqp_reader", "bulk_results", "lean_promises", "redis_acks"
+    "amqp_acks",
+    "amqp_frames",
+    "amqp_prefetch",
+    "amqp_reader",
+    "bulk_results",
+    "lean_promises",
+    "redis_acks",
 ]
 
 SHORTCUTS: frozenset[Shortcut] = frozenset(get_args(Shortcut))

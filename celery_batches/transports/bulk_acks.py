@@ -6,38 +6,39 @@ Runs in the worker's main process.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 from kombu.message import Message
 
 from ..core.shortcuts import Shortcut
-from . import amqp_acks, redis_acks
+from . import amqp_acks, amqp_frames, redis_acks
 
 __all__ = ("acknowledge_in_bulk",)
 
 
-class _BulkAck(NamedTuple):
-    is_supported: Callable[[Any], bool]
-    acknowledge: Callable[[Any, Sequence[Any]], None]
-
-
-_BULK_ACKS: dict[Shortcut, _BulkAck] = {
-    "amqp_acks": _BulkAck(amqp_acks.is_supported, amqp_acks.acknowledge),
-    "redis_acks": _BulkAck(redis_acks.is_supported, redis_acks.acknowledge),
-}
-
-
 def acknowledge_in_bulk(
-    channel: Any, messages: Sequence[Any], shortcuts: Collection[Shortcut]
+    channel: Any,
+    messages: Sequence[Any],
+    shortcuts: Collection[Shortcut],
+    *,
+    has_loop: bool = False,
 ) -> bool:
     """Acknowledge messages that came on this channel, if one of the shortcuts can.
+
+    Arguments:
+        channel: The channel.
+        messages: The messages.
+        shortcuts: The shortcuts that are switched on.
+        has_loop: Whether an event loop does all that is written to the connection, on one thread.
+            If not, other threads or greenlets may be writing to it.
 
     Returns:
         Whether it did. If not, none of the messages knows that it is acknowledged, and kombu has to
         acknowledge each. Then it is also kombu that finds out what is wrong, if something is.
     """
     try:
-        acknowledge = _bulk_ack_of(channel, shortcuts)
+        acknowledge = _bulk_ack_of(channel, shortcuts, has_loop=has_loop)
         if acknowledge is None or not _are_plain(channel, messages):
             return False
         acknowledge(channel, [message.delivery_tag for message in messages])
@@ -49,11 +50,14 @@ def acknowledge_in_bulk(
 
 
 def _bulk_ack_of(
-    channel: Any, shortcuts: Collection[Shortcut]
+    channel: Any, shortcuts: Collection[Shortcut], *, has_loop: bool
 ) -> Callable[[Any, Sequence[Any]], None] | None:
-    for name, bulk_ack in _BULK_ACKS.items():
-        if name in shortcuts and bulk_ack.is_supported(channel):
-            return bulk_ack.acknowledge
+    if "amqp_acks" in shortcuts and amqp_acks.is_supported(channel):
+        if has_loop and "amqp_frames" in shortcuts and amqp_frames.is_supported(channel):
+            return partial(amqp_acks.acknowledge, write=amqp_frames.write_acks)
+        return amqp_acks.acknowledge
+    if "redis_acks" in shortcuts and redis_acks.is_supported(channel):
+        return redis_acks.acknowledge
     return None
 
 

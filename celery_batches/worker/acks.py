@@ -112,6 +112,11 @@ class DeferredAck(LeanPromise):
         return soon
 
     @property
+    def has_loop(self) -> bool:
+        """Whether an event loop does that, on one thread for all that is said to the broker."""
+        return getattr(getattr(self.soon, "__self__", None), "hub", None) is not None
+
+    @property
     def message(self) -> Any:
         """The message, if it is that which is to be acknowledged."""
         return getattr(self._call, "__self__", None)
@@ -147,7 +152,8 @@ def _acknowledge(acks: Sequence[DeferredAck]) -> None:
     for channel, group in groupby(acks, key=lambda ack: getattr(ack.message, "channel", None)):
         remaining = list(group)
         messages = [ack.message for ack in remaining]
-        if acknowledge_in_bulk(channel, messages, remaining[0].shortcuts):
+        first = remaining[0]
+        if acknowledge_in_bulk(channel, messages, first.shortcuts, has_loop=first.has_loop):
             continue
         for ack in remaining:
             try:
