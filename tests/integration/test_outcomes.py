@@ -7,19 +7,24 @@ from celery.exceptions import TimeoutError
 from harness import Deployment, Reports, options_for
 from kombu.utils.uuid import uuid
 
-#: Broker and pool of the workers, each of which runs all tests of this module but the last.
+#: Broker, pool and shortcuts of the workers, each of which runs all tests here but the last.
 WORKERS = [
-    pytest.param((broker, pool), marks=getattr(pytest.mark, broker), id=f"{broker}-{pool}")
+    pytest.param(
+        (broker, pool, shortcuts),
+        marks=getattr(pytest.mark, broker),
+        id=f"{broker}-{pool}" + ("" if shortcuts else "-no-shortcuts"),
+    )
     for broker in ("redis", "rabbitmq")
-    for pool in ("prefork", "threads")
+    for pool, shortcuts in (("prefork", True), ("prefork", False), ("threads", True))
 ]
 
 
 @pytest.fixture(scope="module", params=WORKERS)
 def shared(request, tmp_path_factory):
-    broker, pool = request.param
+    broker, pool, shortcuts = request.param
     url = request.getfixturevalue(f"{broker}_url")
     options = options_for(url, url if broker == "redis" else "rpc://", f"test-{uuid()}")
+    options["batches_shortcuts"] = shortcuts
     reports = Reports()
     site = Deployment("outcomes_app", tmp_path_factory.mktemp("outcomes"), options, reports)
     try:
