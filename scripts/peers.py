@@ -3,12 +3,12 @@
     peers.py            make sure of all of them, and print their Pythons
     peers.py NAME ...   of these
 
-`flower` is the monitor that users watch their tasks with, `tools` are the libraries that record what
-tasks do, from inside the worker. `original` is celery-batches 0.11, which this package is compared
-with, and `bench-...` are what the benchmarks measure beside it: the original, Celery and kombu, all
-on one Celery. They live apart from what the tests need: all that they share is the broker. An
-environment that has what is listed here is left as it is. Where one cannot be installed this says
-so, and its tests are skipped; with CI=true that is an error.
+`flower` is the monitor that users watch their tasks with, and `tools` are libraries that record
+from inside the worker what tasks do. `original` is celery-batches 0.11, which this package is
+compared with, and `bench-...` are what the benchmarks measure beside it: the original, Celery
+and kombu, all on one Celery. They live apart from what the tests need: all that they share is the
+broker. An environment that has what is listed here is left as it is. Where one cannot be installed
+this says so, and its tests are skipped; with CI=true that is an error.
 """
 
 import json

@@ -12,10 +12,11 @@ from importlib.metadata import distribution
 from itertools import count
 from pathlib import Path
 
-import celery_batches
 import pytest
 from harness import DEADLINE, Deployment, Reports, options_for, python_of
 from kombu.utils.uuid import uuid
+
+import celery_batches
 
 pytestmark = pytest.mark.redis
 
@@ -56,7 +57,9 @@ class Watched:
         items = self.site.reports.wait(lambda each: len(ends(each)), 1, what=f"fence {number}")
         start, self.seen = self.seen, ends(items)[0]
         found = items[start : self.seen]
-        return [item for item in found if not re.search("fence$", item.get("name") or item["event"])]
+        return [
+            item for item in found if not re.search("fence$", item.get("name") or item["event"])
+        ]
 
 
 @pytest.fixture(
@@ -118,36 +121,37 @@ def without_reason(records):
 def check_names(tool, records, task):
     """Every run is recorded under the name of the task, and all that is recorded is of a run."""
     runs = of("transaction", records)
-    name = tool.name.replace("TASK", task)
-    assert {record["name"] for record in runs} == ({name} if tool.thing else set())
+    name = tool.name.replace("TASK", task).replace("FUNCTION", f"tools_app.{task}")
+    assert {record["name"] for record in runs} == ({name} if tool.record else set())
     if runs and "id" in runs[0]:
         assert {record["id"] for record in records} == {record["id"] for record in runs}
 
 
 def errors(records):
     """The errors among the records: class, text, functions of the app in the traceback."""
-    return [
-        (record["exception"], record["message"], record["frames"])
-        for record in of("error", records)
-        if record["exception"] != "Retry"  # Which New Relic takes for one.
-    ]
+    found = [record for record in of("error", records) if record["exception"] != "Retry"]
+    return [(record["exception"], record["message"], record["frames"]) for record in found]
+
+
+def marks(records):
+    """What bodies have said of themselves in these records."""
+    return [mark for record in records for mark in record["marks"]]
 
 
 @pytest.mark.parametrize(
     ("how", "runs", "raised"),
     [
-        ("fine", 1, []),
-        ("fail", 1, [("KeyError", "'no luck'")]),
-        ("retry", 2, []),
-        ("autoretry", 2, [("ConnectionError", "nobody answers")]),
+        pytest.param("fine", 1, [], id="success"),
+        pytest.param("fail", 1, [("KeyError", "'no luck'")], id="failure"),
+        pytest.param("retry", 2, [], id="retry"),
+        pytest.param("autoretry", 2, [("ConnectionError", "nobody answers")], id="exhausted"),
     ],
 )
 def test_a_batch_is_recorded_as_one_task(watched, how, runs, raised):
-    """Success, failure, retry, retries used up: a tool records the same of a batch as of a task."""
+    """Of a batch a tool records the same as of an ordinary task that ends in the same way."""
     tool = watched.tool
     control = watched.ordinary(how)
-    assert len(of("transaction", control)) == (runs if tool.thing else 0)
-    assert any(record.get("reason") for record in control) == (tool.reason and runs > 1)
+    assert len(of("transaction", control)) == (runs if tool.record else 0)
     assert errors(control) == [(*error, ["alone", "act"]) for error in raised]
     check_names(tool, control, "alone")
 
@@ -156,28 +160,39 @@ def test_a_batch_is_recorded_as_one_task(watched, how, runs, raised):
     check_names(tool, records, "together")
 
 
-def test_a_request_that_fails_by_itself(watched):
-    """Tools that listen to `task_failure` report it, with its id; to the others the batch is fine."""
+def test_a_retry(watched):
+    """What the table says of retries: which tools note the reason, log them, or count errors."""
     tool = watched.tool
-    good = alike(watched.batch("fine"))
-    calls = [watched.site.module.together.delay("one") for _ in range(2)]
+    control, records = watched.ordinary("retry"), watched.batch("retry")
+    assert [bool(record.get("reason")) for record in control].count(True) == tool.reason
+    assert [bool(record.get("reason")) for record in records].count(True) == 0
+    for size, each in ((1, control), (2, records)):
+        said = [record.get("said") for record in each]
+        assert said.count("task_retrying") == size * tool.logs_retry
+        assert len(of("error", each)) == tool.retry_is_error
+
+
+def test_a_request_that_fails_alone(watched):
+    """Tools that listen to `task_failure` report it. To the others, the batch is a success."""
+    tool = watched.tool
+    ordinary = watched.site.module.alone.delay("fail")
+    (control,) = of("error", watched.recorded([ordinary]))
+    success = alike(watched.batch("fine"))
+
+    calls = [watched.site.module.together.delay("fail alone") for _ in range(2)]
     records = watched.recorded(calls)
-    failed = of("error", records)
-    assert alike([record for record in records if record not in failed]) == good
-    assert errors(records) == ([("KeyError", "'no luck'", [])] if tool.lone else [])
-    if failed and not tool.thing:
-        assert failed[0]["id"] == calls[0].id
+    reported = of("error", records)
+    assert alike([record for record in records if record not in reported]) == success
+    assert errors(records) == [("KeyError", "'no luck'", [])] * tool.single
+    if reported and control["id"] == ordinary.id:
+        assert reported[0]["id"] == calls[0].id
 
 
 def test_nothing_said_in_a_batch_is_left_behind(watched):
     """User, tags and the like belong to one batch: not to the next one, nor to a task after it."""
     control = watched.ordinary("mark")
-    assert marks(control) or not watched.tool.thing
-    assert marks(watched.ordinary("fine")) == []
+    assert bool(marks(control)) == bool(watched.tool.keeps)
+    assert marks(watched.ordinary("fail")) == []
     assert alike(watched.batch("mark")) == alike(control)
-    assert marks(watched.batch("fine")) == []
-    assert marks(watched.ordinary("fine")) == []
-
-
-def marks(records):
-    return [mark for record in records for mark in record["marks"]]
+    assert marks(watched.batch("fail")) == []
+    assert marks(watched.ordinary("fail")) == []

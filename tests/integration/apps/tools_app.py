@@ -38,7 +38,7 @@ def alone(self, how):
 def together(self, requests):
     act(self, requests[0].args[0], requests[0].retries)
     first, second = requests
-    if first.args[0] == "one":
+    if first.args[0] == "fail alone":
         first.mark_as_failure(KeyError("no luck"))
     else:
         first.mark_as_done("first")
@@ -48,7 +48,7 @@ def together(self, requests):
 def act(task, how, retries):
     if how == "mark":
         tool.mark()
-    if how == "fail":
+    if how in ("fail", "mark"):
         raise KeyError("no luck")
     if how == "retry" and not retries:
         raise task.retry(exc=KeyError("no luck yet"))

@@ -1,4 +1,4 @@
-"""New Relic in developer mode, where nothing is sent; a wrapper of its own API sees what is kept."""
+"""New Relic in developer mode, where nothing is sent; its own way to wrap shows what it keeps."""
 
 import os
 
