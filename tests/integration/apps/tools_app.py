@@ -53,7 +53,10 @@ def act(task, how, retries):
     if how == "retry" and not retries:
         raise task.retry(exc=KeyError("no luck yet"))
     if how == "autoretry":
-        raise ConnectionError("nobody answers")
+        try:
+            raise TimeoutError
+        except TimeoutError as error:
+            raise ConnectionError("nobody answers") from error
 
 
 @app.task(name="fence")

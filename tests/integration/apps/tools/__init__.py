@@ -16,8 +16,9 @@ def own(frames):
 
 
 def own_in_text(lines):
-    """The functions of the app in a printed traceback."""
-    found = filter(None, map(FRAME.match, lines))
+    """The functions of the app in the last of some printed tracebacks."""
+    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback")]
+    found = filter(None, map(FRAME.match, lines[starts[-1] :]))
     return own((frame["file"], frame["function"]) for frame in found)
 
 

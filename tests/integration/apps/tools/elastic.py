@@ -43,6 +43,7 @@ def report_error(data):
         exception=raised["type"],
         message=raised["message"].removeprefix(f"{raised['type']}: "),
         handled=raised["handled"],
+        causes=[cause["type"] for cause in raised.get("cause", [])],
         frames=own((frame["abs_path"], frame["function"]) for frame in raised["stacktrace"]),
     )
 

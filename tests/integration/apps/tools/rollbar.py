@@ -9,13 +9,15 @@ from . import own
 
 def keep(payload, **kwargs):
     data = payload["data"]
-    trace = data["body"]["trace"]
+    body = data["body"]
+    trace, *causes = [body["trace"]] if "trace" in body else body["trace_chain"]
     report(
         "error",
         sender=data["custom"]["sender"],
         id=data["custom"]["task_id"],
         exception=trace["exception"]["class"],
         message=trace["exception"]["message"],
+        causes=[cause["exception"]["class"] for cause in causes],
         frames=own((frame["filename"], frame["method"]) for frame in trace["frames"]),
         marks=[],
     )

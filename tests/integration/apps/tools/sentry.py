@@ -22,7 +22,7 @@ def report_transaction(event):
 
 
 def report_error(event):
-    raised = event["exception"]["values"][-1]
+    *causes, raised = event["exception"]["values"]
     frames = raised["stacktrace"]["frames"]
     report(
         "error",
@@ -30,6 +30,7 @@ def report_error(event):
         exception=raised["type"],
         message=raised["value"],
         handled=raised["mechanism"]["handled"],
+        causes=[cause["type"] for cause in causes],
         frames=own((frame["filename"], frame["function"]) for frame in frames),
     )
 

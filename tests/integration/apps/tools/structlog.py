@@ -36,6 +36,7 @@ def report_task(event, level):
         exc = sys.exc_info()[1]
         found["exception"] = type(exc).__name__
         found["message"] = str(exc)
+        found["causes"] = causes(exc)
         found["frames"] = own_of(exc) if exc else []
     report(
         KINDS.get(event["event"], "log"),
@@ -46,6 +47,14 @@ def report_task(event, level):
         timed="duration_ms" in event,
         **found,
     )
+
+
+def causes(exc):
+    """The classes of the exceptions that are logged with this one."""
+    found = []
+    while exc := exc and (exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)):
+        found.append(type(exc).__name__)
+    return found
 
 
 def mark():
