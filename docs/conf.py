@@ -34,12 +34,13 @@ nitpick_ignore_regex = [("py:.*", rf"({'|'.join(map(re.escape, _foreign))})(\..*
 def write_tables(app):
     """Tables that are code, or that have a column for the tests, as pages can include them."""
     docs = Path(app.srcdir)
-    spec = importlib.util.spec_from_file_location("acks", docs / "acks.py")
-    acks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(acks)
     tables = docs / "_tables"
     tables.mkdir(exist_ok=True)
-    (tables / "acks.rst").write_text(acks.as_rst())
+    for name in ("acks", "tools"):
+        spec = importlib.util.spec_from_file_location(name, docs / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        (tables / f"{name}.rst").write_text(module.as_rst())
     for source in docs.glob("honours-*.csv"):
         with source.open(newline="") as rows, (tables / source.name).open("w", newline="") as shown:
             csv.writer(shown).writerows(row[:-1] for row in csv.reader(rows))
