@@ -48,7 +48,7 @@ def write_tables(app):
 
 def link_pages(app, relative_path, parent_docname, content):
     """Link pages from the README, which names them by their paths in the repository."""
-    path = r"`([^`<]+) <(?:docs/)?([\w-]+)\.rst>`__"
+    path = r"`([^`<]+) <(?:docs/)?([\w/-]+)\.rst>`__"
     content[0] = re.sub(path, lambda link: f":doc:`{link[1]} <{link[2].lower()}>`", content[0])
 
 
