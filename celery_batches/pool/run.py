@@ -151,7 +151,9 @@ class BatchRun:
                 self._settle()
                 if self.failure is None or self.failure is self.end.error:
                     raise
-                raise self.failure from None
+            if self.failure is not None:
+                # Not where `exc` is being handled: that is no context of the failure.
+                raise self.failure
             self.end = BodyEnd(retval=returned)
             self._settle()
             log_batch(self)
