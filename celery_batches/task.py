@@ -314,7 +314,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         """
         if not requests:
             return None
-        strategy = getattr(next(iter(requests)), "batch_strategy", None)
+        strategy = getattr(next(iter(requests)), "strategy", None)
         if strategy is None:
             raise ValueError(
                 f"{self.name}: only requests that a worker has buffered can be flushed; "

@@ -19,7 +19,6 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -29,6 +28,7 @@ from ..compat import TIMEOUT_IS_FAILURE
 from ..pool.trace import trace_batch
 from ..request import SimpleRequest
 from .acks import together
+from .member_request import MemberRequest, SignalLog
 from .prefetch import Charge
 
 __all__ = ("BatchJob",)
@@ -56,7 +56,7 @@ class BatchJob:
     def __init__(
         self,
         task: Any,
-        requests: Sequence[Any],
+        requests: Sequence[MemberRequest],
         *,
         trigger: str,
         hostname: str,
@@ -95,7 +95,7 @@ class BatchJob:
         myself = ref(self)
         for request in self.requests:
             # `Request.terminate` and `Request.cancel` end with a call of its `terminate`.
-            request._apply_result = myself
+            request.terminate_with(myself)
         hard, soft = self._batch_limits(pool, limits)
         result = pool.apply_async(
             trace_batch,
@@ -110,7 +110,7 @@ class BatchJob:
         )
         self._result = None if result is None else ref(result)
         if result is not None:
-            signalled: dict[int, set[str]] = {}
+            signalled: SignalLog = {}
             for request in self.requests:
                 request.signalled = signalled
         return result
@@ -205,7 +205,9 @@ class BatchJob:
         if not self.requests:
             return
         exc = _exception_of(exc_info)
-        if isinstance(exc, Terminated | SystemExit) and any(map(_is_ended, self.requests)):
+        if isinstance(exc, Terminated | SystemExit) and any(
+            request.is_ended for request in self.requests
+        ):
             self._on_terminated()
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             lost = WorkerLostError(f"Worker exited prematurely: {exc!r}.")
@@ -237,26 +239,35 @@ class BatchJob:
 
         It is in the middle of that, or has done it: gevent does not wait for a greenlet to end.
         """
-        if self._terminated or self.task.acks_late or any(map(_is_ended, self.requests)):
+        if (
+            self._terminated
+            or self.task.acks_late
+            or any(request.is_ended for request in self.requests)
+        ):
             self._killed = True
             for request in self.requests:
                 worker_state.task_ready(request)
-                request.batch_job = self  # The pool has forgotten it.
+                request.killed_job = self  # The pool has forgotten it.
             self._finish()
             self._settle_killed()
         else:
             self.on_failure(_einfo(Terminated("killed")))
 
+    def _is_any_ended(self) -> bool:
+        return any(request.is_ended for request in self.requests)
+
     def _settle_killed(self) -> None:
         """Tell the other members, once the greenlet is gone and Celery has told the first."""
         # On a lost connection, Celery cancels all of them, one after the other.
-        cancelled = any(request._already_cancelled for request in self.requests)
+        cancelled = any(request.is_cancelled for request in self.requests)
         if self._killed and self._terminated and not cancelled:
             self._on_terminated()
 
     def _on_terminated(self) -> None:
         """Tell the members that were revoked. For the others, the process was lost."""
-        for request in filter(_is_ended, self.requests):
+        for request in self.requests:
+            if not request.is_ended:
+                continue
             self._tell_one(request.on_failure, _einfo(Terminated("revoked")))
             # Celery would announce it again if it was about to terminate this one too.
             request.time_start = None
@@ -264,12 +275,12 @@ class BatchJob:
 
     def _leave_behind(self) -> None:
         """Some members were revoked or cancelled: for the others, the process was lost."""
-        lost = [request for request in self.requests if not _is_ended(request)]
+        lost = [request for request in self.requests if not request.is_ended]
         if lost:
             reason = "Its process was ended to terminate another request of the batch."
             self._on_lost(_einfo(WorkerLostError(reason)), lost)
 
-    def _on_lost(self, exc_info: Any, requests: Sequence[Any]) -> None:
+    def _on_lost(self, exc_info: Any, requests: Sequence[MemberRequest]) -> None:
         """The process is gone, and with it what it knew."""
         logger.error(
             "Batch %s[%s] of %d requests was lost: %s",
@@ -329,21 +340,6 @@ def _time_limits(request: Any) -> Limits:
 
 def _tightest(limits: Sequence[float | None], default: float | None) -> float | None:
     return min(filter(None, [limit or default for limit in limits]), default=None)
-
-
-def _is_ended(request: Any) -> bool:
-    """Whether a request was ended while it ran, or is about to be told so."""
-    told = request._already_revoked or request._already_cancelled
-    return bool(told or request.id in worker_state.revoked or _is_revoked_by_stamp(request))
-
-
-def _is_revoked_by_stamp(request: Any) -> bool:
-    revoked = worker_state.revoked_stamps
-    return any(
-        stamp in (maybe_list(revoked.get(header)) or ())
-        for header, stamps in request.stamps.items()
-        for stamp in maybe_list(stamps) or ()
-    )
 
 
 def _exception_of(exc_info: Any) -> BaseException:

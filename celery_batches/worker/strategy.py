@@ -209,7 +209,7 @@ class BatchStrategy:
         return batches
 
     def _put(self, request: Any, now: float) -> None:
-        request.batch_strategy = self
+        request.strategy = self
         self._room.open()
         batch = self._buffer.add(request, now=now)
         if batch is not None:

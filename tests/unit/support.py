@@ -15,6 +15,7 @@ from kombu import Message
 from kombu.common import QoS
 from kombu.serialization import dumps
 
+from celery_batches.worker.member_request import member_class
 from celery_batches.worker.prefetch import Prefetch
 
 HOSTNAME = "worker@unit"
@@ -109,7 +110,7 @@ def decode(message: Message) -> tuple[Any, dict[str, Any], bool, bool]:
 def make_request(app: Any, task: Any, message: Message, **options: Any) -> Request:
     """A real request of Celery's worker, as its strategy makes it."""
     body, headers, decoded, utc = decode(message)
-    cls = options.pop("cls", Request)
+    cls = member_class(options.pop("cls", Request))
     options.setdefault("on_ack", message.ack_log_error)
     options.setdefault("on_reject", message.reject_log_error)
     request: Request = cls(
