@@ -25,15 +25,19 @@ from celery.worker.request import Request
 from kombu.utils.uuid import uuid
 
 from ..compat import TIMEOUT_IS_FAILURE
+from ..errors import error_info, exception_of
 from ..pool.trace import trace_batch
 from ..request import SimpleRequest
 from .acks import together
+from .body_args import BodyArguments
 from .member_request import MemberRequest, SignalLog
 from .prefetch import Charge
 
 __all__ = ("BatchJob",)
 
 logger = get_logger(__name__)
+
+Requests = Sequence[MemberRequest]
 
 #: A hard and a soft time limit in seconds, if there are such.
 Limits = tuple[float | None, float | None]
@@ -47,8 +51,8 @@ class BatchJob:
         requests: The ``celery.worker.request.Request`` of each member.
         trigger: Why the batch was flushed.
         hostname: Node name of the worker.
-        drop: Called at the last moment, with the members that would run. Returns whether it has let
-            them go, since their connection is over.
+        still_ours: Called at the last moment, with the members that would run. Returns those that
+            may, since their connection is not lost, and releases the rest.
         charge: What the prefetch budget is charged for it, if it has room for batches.
         body_args: Positional arguments for the body, if not just the members.
     """
@@ -56,22 +60,22 @@ class BatchJob:
     def __init__(
         self,
         task: Any,
-        requests: Sequence[MemberRequest],
+        requests: Requests,
         *,
         trigger: str,
         hostname: str,
-        drop: Callable[[Sequence[Any]], bool] | None = None,
+        still_ours: Callable[[Requests], Requests] | None = None,
         charge: Charge | None = None,
-        body_args: tuple[Any, ...] | None = None,
+        body_args: BodyArguments | None = None,
     ) -> None:
         self.id: str = uuid()
         self.task = task
         self.requests = requests
         self.trigger = trigger
         self.hostname = hostname
-        self._drop = drop
+        self.body_args = body_args
+        self._still_ours = still_ours
         self._charge = charge
-        self._body_args = body_args
         #: What the pool holds while the batch waits there, unless the pool has processes.
         self._members: list[SimpleRequest] = []
         self._lock = Lock()
@@ -85,21 +89,41 @@ class BatchJob:
         """Send the batch to the pool, without the members that were revoked or have expired.
 
         Raises:
-            celery.exceptions.TaskRevokedError: If no member is left, or their connection is over.
+            celery.exceptions.TaskRevokedError: If no member is left, since all are revoked, their
+                connection is lost, or the pool has refused the batch. The worker frees the slot of
+                the pool then.
         """
         members, limits = self._take_members()
+        # Before it is asked what is still ours: what is withdrawn after that leaves this list.
         self._members = members
-        if not members or (self._drop is not None and self._drop(self.requests)):
+        self._leave_lost(members)
+        if not self.requests:
             self._finish()
             raise TaskRevokedError(self.id)
+        try:
+            result = self._apply_async(pool, members, limits)
+        except Exception as exc:
+            if self._accepted:
+                raise
+            self._fail(exc)
+            raise TaskRevokedError(self.id) from exc
+        self._result = None if result is None else ref(result)
+        if result is not None:
+            signalled: SignalLog = {}
+            for request in self.requests:
+                request.signalled = signalled
+        return result
+
+    def _apply_async(self, pool: Any, members: list[SimpleRequest], limits: set[Limits]) -> Any:
         myself = ref(self)
         for request in self.requests:
             # `Request.terminate` and `Request.cancel` end with a call of its `terminate`.
             request.terminate_with(myself)
         hard, soft = self._batch_limits(pool, limits)
-        result = pool.apply_async(
+        args = None if self.body_args is None else self.body_args.fit(members)
+        return pool.apply_async(
             trace_batch,
-            args=(self.task.name, self.id, members, self.trigger, self.hostname, self._body_args),
+            args=(self.task.name, self.id, members, self.trigger, self.hostname, args),
             accept_callback=self.on_accepted,
             timeout_callback=self.on_timeout,
             callback=self.on_success,
@@ -108,12 +132,21 @@ class BatchJob:
             timeout=hard,
             correlation_id=self.id,
         )
-        self._result = None if result is None else ref(result)
-        if result is not None:
-            signalled: SignalLog = {}
-            for request in self.requests:
-                request.signalled = signalled
-        return result
+
+    @together()
+    def _fail(self, exc: Exception) -> None:
+        """The pool has refused the batch."""
+        logger.critical(
+            "Batch %s[%s] of %d requests fails, since the pool has refused it: %r",
+            self.task.name,
+            self.id,
+            len(self.requests),
+            exc,
+            exc_info=True,
+        )
+        reason = error_info(exc)
+        self._tell(lambda request: request.fail(reason))
+        self._finish()
 
     def _batch_limits(self, pool: Any, limits: set[Limits]) -> Limits:
         """Return the tightest hard and soft time limit that any member has."""
@@ -124,26 +157,43 @@ class BatchJob:
             _tightest(soft, task.soft_time_limit or defaults.get("soft_timeout")),
         )
 
-    @together()
     def _take_members(self) -> tuple[list[SimpleRequest], set[Limits]]:
         """Return what the body is given, and what time limits there are among them.
 
         Of the requests, only those that it stands for are kept.
         """
-        requests, members, limits = [], [], set()
-        for request in self.requests:
-            try:
-                if request.revoked():
-                    continue
-                its_limits = _time_limits(request)
-                members.append(SimpleRequest.from_request(request))
-            except Exception as exc:
-                self._refuse(request, exc)
-            else:
-                requests.append(request)
-                limits.add(its_limits)
-        self.requests = requests
-        return members, limits
+        with together():
+            able = [each for each in map(self._take, self.requests) if each is not None]
+        self.requests = [request for request, _, _ in able]
+        return [member for _, member, _ in able], {limits for _, _, limits in able}
+
+    def _leave_lost(self, members: list[SimpleRequest]) -> None:
+        """Keep only the requests whose connection is not lost, and their members."""
+        if self._still_ours is None or not self.requests:
+            return
+        requests = self.requests
+        ours = self._still_ours(requests)
+        if len(ours) == len(requests):
+            return
+        kept = set(map(id, ours))
+        with self._lock:
+            if self.requests is requests:  # It was not withdrawn meanwhile.
+                self.requests = ours
+                pairs = zip(requests, members, strict=True)
+                members[:] = [member for request, member in pairs if id(request) in kept]
+
+    def _take(self, request: MemberRequest) -> tuple[MemberRequest, SimpleRequest, Limits] | None:
+        """Return a request, what the body knows it as, and its time limits, unless it is over."""
+        try:
+            if request.revoked():
+                return None
+            limits = _time_limits(request)
+            if self.body_args is None:
+                return request, SimpleRequest.from_request(request), limits
+            return request, self.body_args.simple_request(request), limits
+        except Exception as exc:
+            self._refuse(request, exc)
+            return None
 
     def _refuse(self, request: Any, exc: Exception) -> None:
         """Reject a request whose headers make no sense, and tell its caller and the log."""
@@ -151,21 +201,21 @@ class BatchJob:
         reason.__cause__ = exc
         request.reject(requeue=False)
         # Celery logs what it is told.
-        self._tell_one(request.on_failure, _einfo(reason))
+        self._tell_one(request.on_failure, error_info(reason))
 
-    def drop(self) -> None:
-        """Do not run the batch if it still waits: with its connection, the messages have gone back.
+    def withdraw(self) -> Requests:
+        """Return the members, unless the pool has started on them; the batch does not run then.
 
-        Celery empties its own queues then, but not those inside of a pool of threads or greenlets.
+        Celery empties its own queues when a connection is lost, but not those inside of a pool of
+        threads or greenlets.
         """
         with self._lock:
             if self._accepted:
-                return
-            dropped, self.requests = self.requests, ()
+                return ()
+            withdrawn, self.requests = self.requests, ()
             self._members.clear()
-        for request in dropped:
-            worker_state.task_ready(request)
         self._finish()
+        return withdrawn
 
     @together()
     def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -188,7 +238,7 @@ class BatchJob:
         if isinstance(returned, ExceptionInfo):
             return self.on_failure(returned)
         if not self.requests:
-            return  # It was dropped, too late for the process that ran it.
+            return  # It was withdrawn, too late for the process that ran it.
         _, reports, runtime = returned
         if reports is None:
             return self._on_killed()
@@ -204,14 +254,14 @@ class BatchJob:
         """The pool could not run the batch, or lost the process that did."""
         if not self.requests:
             return
-        exc = _exception_of(exc_info)
+        exc = exception_of(exc_info)
         if isinstance(exc, Terminated | SystemExit) and any(
             request.is_ended for request in self.requests
         ):
             self._on_terminated()
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             lost = WorkerLostError(f"Worker exited prematurely: {exc!r}.")
-            self._on_lost(_einfo(lost), self.requests)
+            self._on_lost(error_info(lost), self.requests)
         elif isinstance(exc, TimeLimitExceeded):
             # `on_timeout` follows and does the rest.
             self._tell(
@@ -251,7 +301,7 @@ class BatchJob:
             self._finish()
             self._settle_killed()
         else:
-            self.on_failure(_einfo(Terminated("killed")))
+            self.on_failure(error_info(Terminated("killed")))
 
     def _is_any_ended(self) -> bool:
         return any(request.is_ended for request in self.requests)
@@ -268,7 +318,7 @@ class BatchJob:
         for request in self.requests:
             if not request.is_ended:
                 continue
-            self._tell_one(request.on_failure, _einfo(Terminated("revoked")))
+            self._tell_one(request.on_failure, error_info(Terminated("revoked")))
             # Celery would announce it again if it was about to terminate this one too.
             request.time_start = None
         self._leave_behind()
@@ -278,7 +328,7 @@ class BatchJob:
         lost = [request for request in self.requests if not request.is_ended]
         if lost:
             reason = "Its process was ended to terminate another request of the batch."
-            self._on_lost(_einfo(WorkerLostError(reason)), lost)
+            self._on_lost(error_info(WorkerLostError(reason)), lost)
 
     def _on_lost(self, exc_info: Any, requests: Sequence[MemberRequest]) -> None:
         """The process is gone, and with it what it knew."""
@@ -287,7 +337,7 @@ class BatchJob:
             self.task.name,
             self.id,
             len(requests),
-            _exception_of(exc_info),
+            exception_of(exc_info),
         )
         for request in requests:
             # All that Celery does not do then is to log it once more.
@@ -340,15 +390,3 @@ def _time_limits(request: Any) -> Limits:
 
 def _tightest(limits: Sequence[float | None], default: float | None) -> float | None:
     return min(filter(None, [limit or default for limit in limits]), default=None)
-
-
-def _exception_of(exc_info: Any) -> BaseException:
-    exc: BaseException = exc_info.exception
-    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-
-
-def _einfo(exc: Exception) -> ExceptionInfo:
-    try:
-        raise exc
-    except type(exc):
-        return ExceptionInfo()

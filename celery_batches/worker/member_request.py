@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from billiard.einfo import ExceptionInfo
+from celery import signals
+from celery.app.task import Context
+from celery.exceptions import Ignore, Reject
 from celery.utils.functional import maybe_list
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
+
+from ..errors import exception_of
 
 if TYPE_CHECKING:
     from weakref import ref
@@ -46,6 +52,10 @@ if TYPE_CHECKING:
         time_start: float | None
         on_reject: Any
         stamps: Mapping[str, Any]
+        args: Any
+        kwargs: Any
+        store_errors: bool
+        _context: Context
         _already_revoked: bool
         _already_cancelled: bool
         _apply_result: ref[BatchJob] | None
@@ -75,6 +85,10 @@ class MemberRequest(_Request):
     second SIGTERM would kill a process that cleans up after the first.
     """
 
+    #: Whether a batch answers for this request, or it has ended: nothing else may run it.
+    is_claimed: bool = False
+    #: Whether `flush` has left it out: it is acknowledged, and told as ignored. It may still run.
+    is_left_out: bool = False
     #: The strategy that has buffered this request.
     strategy: BatchStrategy | None = None
     #: The signals that the members of its batch have sent. All members share one log.
@@ -93,6 +107,35 @@ class MemberRequest(_Request):
     def terminate_with(self, job: ref[BatchJob]) -> None:
         """Have `terminate` and `cancel` call ``terminate`` of the batch when they are done."""
         self._apply_result = job
+
+    def fail(self, exc_info: ExceptionInfo) -> None:
+        """Fail as a task that raises, although the pool never got this request. Logs nothing.
+
+        Celery's own method would log each request of a batch by itself. It leaves the result to the
+        pool if it is not to do so.
+        """
+        if not self.task.acks_late:
+            self.acknowledge()  # As when the pool accepts a task.
+        self.on_failure(exc_info, return_ok=True)
+        exc = exception_of(exc_info)
+        if isinstance(exc, Ignore | Reject):
+            return
+        self.task.backend.mark_as_failure(
+            self.id, exc, request=self._context, store_result=self.store_errors
+        )
+        self.task.request_stack.push(self._context)
+        try:
+            signals.task_failure.send(
+                sender=self.task,
+                task_id=self.id,
+                exception=exc,
+                args=self.args,
+                kwargs=self.kwargs,
+                traceback=exc_info.traceback,
+                einfo=exc_info,
+            )
+        finally:
+            self.task.request_stack.pop()
 
     @property
     def is_cancelled(self) -> bool:

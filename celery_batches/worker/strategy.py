@@ -49,6 +49,7 @@ What may then come in between, and why it does no harm:
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from threading import Lock
@@ -56,25 +57,34 @@ from time import monotonic, time
 from typing import Any
 from weakref import WeakValueDictionary
 
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import Ignore, InvalidTaskError, Reject
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 
 from ..core.buffer import Batch, Buffer
 from ..transports.visibility import warn_of_eta
+from .accounting import Accounts
 from .acks import BatchAck, Promised
+from .body_args import BodyArguments
 from .checks import NONSENSE, check_message
 from .job import BatchJob
 from .limits import RateLimit
+from .member_request import MemberRequest, member_class
 from .prefetch import PrefetchRoom, prefetch_of
 
-__all__ = ("BatchStrategy", "strategy_of")
+__all__ = ("BatchStrategy", "strategy_for", "strategy_of")
 
 logger = get_logger(__name__)
 
 #: Seconds after a full batch in which more of them are expected.
 AHEAD = 1.0
+
+
+FLUSH_RAISED = (
+    "Task %s: flush() has raised %r: %d of the %d requests of its batch had not been passed on, "
+    "and fail with it. To fail requests, pass them on and mark them as failed in the body."
+)
 
 
 class _BufferingConsumer:
@@ -111,10 +121,15 @@ class BatchStrategy:
         task: The batch task.
         app: The Celery app.
         consumer: The worker's consumer.
+        old: The strategy that the consumer had for the task until now.
     """
 
-    def __init__(self, task: Any, app: Any, consumer: Any) -> None:
+    def __init__(
+        self, task: Any, app: Any, consumer: Any, *, old: BatchStrategy | None = None
+    ) -> None:
         self.task = task
+        #: Shared with what takes over: an override of `flush` may keep requests for longer.
+        self.accounts: Accounts = old.accounts if old is not None else Accounts(task.name)
         self.consumer = consumer
         self.connection = consumer.connection
         self._lock = Lock()
@@ -136,6 +151,7 @@ class BatchStrategy:
         self._room = PrefetchRoom(consumer, task.flush_every)
         self._reserved = 0
         self._warned_of_eta = False
+        task.Request = member_class(task.Request)
         self._receive = default_strategy(
             task,
             app,
@@ -193,7 +209,7 @@ class BatchStrategy:
         elif self._successor is not None:
             self._successor.add(request)
         else:
-            self._let_go(request)
+            self.release(request)
 
     @property
     def _is_over(self) -> bool:
@@ -283,38 +299,61 @@ class BatchStrategy:
         for batch in batches:
             self._flush(batch)
 
-    def _flush(self, batch: Batch[Any]) -> None:
+    def _flush(self, batch: Batch[MemberRequest]) -> None:
+        """Have the task flush a batch; then account for each request that it has not passed on."""
         try:
             self.task.flush(batch)
         except Exception as exc:
             # It must not be blamed on the message that happened to fill the batch.
-            logger.critical(
-                "Cannot send a batch of %d to the pool for %s: %r",
-                len(batch),
-                self.task.name,
-                exc,
-                exc_info=True,
-            )
+            self._on_flush_error(batch, exc)
+        else:
+            if self.lost is None:
+                self.accounts.leave_out(batch)
+            else:
+                self.accounts.release(batch, self.lost.release)
 
-    def dispatch(self, requests: Any, body_args: tuple[Any, ...] | None = None) -> None:
-        """Send requests to the pool as one batch."""
+    def _on_flush_error(self, batch: Batch[MemberRequest], exc: Exception) -> None:
+        lost = self.lost
+        if lost is not None:
+            self.accounts.release(batch, lost.release)
+        failed = 0 if lost is not None else self.accounts.fail(batch, exc)
+        logger.log(
+            logging.INFO if isinstance(exc, Ignore | Reject) else logging.CRITICAL,
+            FLUSH_RAISED,
+            *(self.task.name, exc, failed, len(batch)),
+            exc_info=True,
+        )
+
+    def dispatch(
+        self, requests: Sequence[MemberRequest], body_args: tuple[Any, ...] | None = None
+    ) -> None:
+        """Send requests to the pool as one batch.
+
+        Raises:
+            ValueError: If the arguments for the body hold requests that are none of these.
+        """
+        args = body_args and BodyArguments(self.task.name, body_args, requests)
+        self._send(requests, args or None)
+
+    def _send(self, requests: Sequence[MemberRequest], args: BodyArguments | None) -> None:
+        members = self.accounts.claim(requests)
+        if not members:
+            return
         prefetch = prefetch_of(self.consumer)
-        charge = None if prefetch is None else prefetch.charge(len(requests))
         job = BatchJob(
             self.task,
-            list(requests),
+            members,
             trigger=getattr(requests, "trigger", "manual"),
             hostname=self.consumer.hostname,
-            drop=self._drop,
-            charge=charge,
-            body_args=body_args,
+            still_ours=self._still_ours,
+            charge=None if prefetch is None else prefetch.charge(len(members)),
+            body_args=args,
         )
         self._jobs[job.id] = job
         try:
             self.consumer.on_task_request(job)
         except BaseException:
-            if charge is not None:
-                charge.finish()
+            self.accounts.unclaim(job.withdraw())
             raise
 
     def take_over(self, old: BatchStrategy) -> None:
@@ -336,11 +375,26 @@ class BatchStrategy:
             self._arm(now)
 
     def drop_waiting(self) -> None:
-        """The connection is lost: run no batch that the pool has not started on."""
+        """The connection is lost: run no batch that the pool has not started on.
+
+        The broker delivers its messages again, but not those that were left out at first, and so
+        acknowledged: these are sent once more.
+        """
         for reference in self._jobs.valuerefs():
             job = reference()
             if job is not None:
-                job.drop()
+                self._drop(job)
+
+    def _drop(self, job: BatchJob) -> None:
+        ours = []
+        for request in job.withdraw():
+            if request.is_left_out:
+                ours.append(request)
+            else:
+                worker_state.task_ready(request)
+        if ours:
+            self.accounts.unclaim(ours)
+            self._send(ours, job.body_args)
 
     def retire(self, *, requeue: bool = False) -> list[Any]:
         """End it, with the connection: nothing that is buffered here will run from here.
@@ -357,7 +411,7 @@ class BatchStrategy:
             requests = self._end()
         # The newest first, so that the oldest is the first to be delivered again.
         for request in reversed(requests):
-            self._let_go(request)
+            self.release(request)
         return requests
 
     def _end(self, successor: BatchStrategy | None = None) -> list[Any]:
@@ -374,8 +428,9 @@ class BatchStrategy:
         self._room.close()
         return requests
 
-    def _drop(self, requests: Sequence[Any]) -> bool:
-        """Let requests go that are on their way to the pool, if it is too late for them.
+    @property
+    def lost(self) -> BatchStrategy | None:
+        """The last that has taken over from this one, if its connection is lost.
 
         Without the lock: a signal handler that stops the pool may come here while its own thread
         has it.
@@ -383,13 +438,28 @@ class BatchStrategy:
         strategy = self
         while strategy._is_over:
             if strategy._successor is None:
-                for request in reversed(requests):
-                    strategy._let_go(request)
-                return True
+                return strategy
             strategy = strategy._successor
-        return False
+        return None
 
-    def _let_go(self, request: Any) -> None:
+    def _still_ours(self, requests: Sequence[MemberRequest]) -> Sequence[MemberRequest]:
+        """Return those of a batch that may run, and release those whose connection is lost.
+
+        A request that was left out is acknowledged: the broker will not deliver it again.
+        """
+        if all(request.strategy is self for request in requests) and self.lost is None:
+            return requests
+        ours = []
+        for request in reversed(requests):
+            lost = request.strategy and request.strategy.lost
+            if lost is None or request.is_left_out:
+                ours.append(request)
+            else:
+                lost.release(request)
+        return ours[::-1]
+
+    def release(self, request: MemberRequest) -> None:
+        """Let a request go that will not run from here."""
         worker_state.task_ready(request)
         if self._requeues:
             # Now: the event loop that it would be left to has ended.
@@ -401,3 +471,29 @@ def strategy_of(consumer: Any, name: str) -> BatchStrategy | None:
     """Return the consumer's strategy for the task of that name, if it is a batch task."""
     strategy = getattr(consumer.strategies.get(name), "__self__", None)
     return strategy if isinstance(strategy, BatchStrategy) else None
+
+
+def strategy_for(task_name: str, requests: Sequence[Any]) -> BatchStrategy:
+    """Return what can send these requests to the pool as a batch of this task.
+
+    Raises:
+        ValueError: If they are not all requests that a worker has buffered for the task.
+    """
+    found: list[BatchStrategy] = []
+    for request in requests:
+        strategy = getattr(request, "strategy", None)
+        if strategy is None:
+            raise ValueError(
+                f"{task_name}: only requests that a worker has buffered can be flushed; "
+                f"use apply_async() to send a call, or apply() to run one here"
+            )
+        if strategy in found:
+            continue
+        if strategy.task.name != task_name:
+            raise ValueError(
+                f"{task_name}: only its own requests can be flushed, not those of "
+                f"{strategy.task.name}; use {strategy.task.name}.flush() for these"
+            )
+        found.append(strategy)
+    # Requests that were kept for longer may be those of an older connection.
+    return next((strategy for strategy in found if strategy.lost is None), found[0])

@@ -18,6 +18,7 @@ from unit.support import Clock, FakeConsumer, protocol_2
 
 import celery_batches.pool.marking
 import celery_batches.request
+import celery_batches.worker.accounting
 import celery_batches.worker.job
 import celery_batches.worker.limits
 import celery_batches.worker.prefetch
@@ -25,7 +26,12 @@ import celery_batches.worker.strategy
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.strategy import BatchStrategy
 
-ADAPTER = (celery_batches.worker.strategy, celery_batches.worker.job, celery_batches.worker.limits)
+ADAPTER = (
+    celery_batches.worker.strategy,
+    celery_batches.worker.accounting,
+    celery_batches.worker.job,
+    celery_batches.worker.limits,
+)
 
 
 class Pool:
@@ -125,9 +131,9 @@ class World:
         for module in ("strategy", "job"):
             name = f"celery_batches.worker.{module}.Lock"
             self.patch.setattr(name, partial(SteppedLock, self.stage))
-        self.patch.setattr(
-            "celery_batches.worker.prefetch.RLock", partial(SteppedRLock, self.stage)
-        )
+        for module in ("accounting", "prefetch"):
+            name = f"celery_batches.worker.{module}.RLock"
+            self.patch.setattr(name, partial(SteppedRLock, self.stage))
         self.patch.setattr("celery_batches.worker.strategy.BatchJob", self._job)
         self.consumer = Consumer(self.app)
         self.consumer.qos._mutex = DummyLock()  # As Celery does, on every pool.
@@ -151,14 +157,13 @@ class World:
         found: BatchStrategy = self.consumer.strategies[self.task.name].__self__
         return found
 
-    def _job(self, *args: Any, drop: Any, **options: Any) -> BatchJob:
-        def drop_if_retired(requests: Any) -> bool:
+    def _job(self, *args: Any, still_ours: Any, **options: Any) -> BatchJob:
+        def ours_if_not_retired(requests: Any) -> Any:
             if not self.retired:
                 self.in_time.add(job.id)
-            dropped: bool = drop(requests)
-            return dropped
+            return still_ours(requests)
 
-        job = BatchJob(*args, drop=drop_if_retired, **options)
+        job = BatchJob(*args, still_ours=ours_if_not_retired, **options)
         return job
 
     # What the actors do.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from celery.worker import state as worker_state
 from kombu.common import QoS
 from unit.support import make_request, protocol_2
 
@@ -84,6 +85,11 @@ class World:
         self.job.execute_using_pool(self.pool)
         ((_, options),) = self.pool.calls
         return options
+
+    def drop(self) -> None:
+        """Its connection is lost."""
+        for request in self.job.withdraw():
+            worker_state.task_ready(request)
 
     def ids_told(self, name: str) -> list[str]:
         return [told[1] for told in self.told if told[0] == name]

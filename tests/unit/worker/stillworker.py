@@ -13,17 +13,25 @@ from celery_batches.worker.strategy import BatchStrategy
 class Worker:
     """A batch task in a worker whose clock stands still."""
 
+    task_name = "unit.click"
+
     def __init__(self, app: Any, clock: Clock, **options: Any) -> None:
         self.app = app
         self.clock = clock
 
-        @app.task(base=Batches, name="unit.click", **options)
-        def click(requests: Any) -> None: ...
+        options.setdefault("base", Batches)
+
+        @app.task(name=self.task_name, **options)
+        def click(*args: Any) -> Any:
+            return self.run_body(*args)
 
         self.task = click
         self.consumer = FakeConsumer(app)
         self.count = 0
         self.connect()
+
+    def run_body(self, *args: Any) -> Any:
+        """What the body of the task does."""
 
     def connect(self) -> BatchStrategy:
         handler = self.task.Strategy(self.task, self.app, self.consumer)

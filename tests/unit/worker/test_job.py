@@ -9,6 +9,8 @@ import pytest
 from celery.worker import state as worker_state
 from unit.worker.jobs import IDS, OK, Pool, TerminatingPool, World, boom
 
+from celery_batches.worker.body_args import BodyArguments
+
 
 def test_the_pool_gets_one_task(app: Any) -> None:
     """A batch is one task to the pool, under an id of its own, with all members in order."""
@@ -141,7 +143,7 @@ def test_a_pool_without_handles(app: Any) -> None:
 def test_body_args_cross_to_the_pool(app: Any) -> None:
     """Arguments that apply_buffer was given for the body reach it."""
     world = World(app)
-    world.job._body_args = ("x",)
+    world.job.body_args = BodyArguments("unit.click", ("x",), world.requests)
     assert world.send()["args"][-1] == ("x",)
 
 
