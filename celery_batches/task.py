@@ -11,7 +11,14 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
-from .options import REMOVED, check_body, check_flush_every, check_flush_interval, check_removed
+from .options import (
+    REMOVED,
+    check_body,
+    check_flush_every,
+    check_flush_interval,
+    check_removed,
+    is_computed,
+)
 from .pool.running import running_batch
 from .request import SimpleRequest
 
@@ -40,10 +47,12 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
     #: Whether calls are checked against the signature of the body. Their arguments are not for it.
     typing = False
 
-    #: The number of requests in a full batch, an int of at least 1.
+    #: The number of requests in a full batch, an int of at least 1. May be a property, and may be
+    #: set while the worker runs: it is read for each request.
     flush_every: int = 10
 
     #: How long a request waits for its batch to fill, in seconds or as a ``datetime.timedelta``.
+    #: May be a property, and may be set while the worker runs: it is read for each request.
     flush_interval: Any = 30
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -67,8 +76,12 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
     @classmethod
     def _check_options(cls) -> None:
         name = cls.name or f"{cls.__module__}.{cls.__qualname__}"
-        check_flush_every(name, cls.flush_every)
-        check_flush_interval(name, cls.flush_interval)
+        for value, check in (
+            (cls.flush_every, check_flush_every),
+            (cls.flush_interval, check_flush_interval),
+        ):
+            if not is_computed(value):
+                check(name, value)
         check_body(name, cls.run)
         check_removed(cls)
 
@@ -278,9 +291,11 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         from .pool.context import keep_body
         from .worker.strategy import BatchStrategy, strategy_of
 
-        self._check_options()
-        keep_body(task)
         old = strategy_of(consumer, task.name)
+        if old is None:
+            # Later, what makes no sense must not end a worker that runs: it is logged.
+            self._check_options()
+        keep_body(task)
         strategy = BatchStrategy(task, app, consumer, old=old)
         if old is not None:
             strategy.take_over(old)

@@ -50,7 +50,6 @@ What may then come in between, and why it does no harm:
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Sequence
 from threading import Lock
 from time import monotonic, time
@@ -62,16 +61,17 @@ from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 
-from ..core.buffer import Batch, Buffer
-from ..transports.visibility import warn_of_eta
+from ..core.buffer import Batch, Buffer, Limits
+from ..transports.visibility import warn_of_eta, warn_of_visibility_timeout
 from .accounting import Accounts
 from .acks import BatchAck, Promised
 from .body_args import BodyArguments
 from .checks import NONSENSE, check_message
+from .flush_options import FlushOptions
 from .job import BatchJob
 from .limits import RateLimit
 from .member_request import MemberRequest, member_class
-from .prefetch import PrefetchRoom, prefetch_of
+from .prefetch import PrefetchRoom, prefetch_of, warn_of_prefetch_limit
 
 __all__ = ("BatchStrategy", "strategy_for", "strategy_of")
 
@@ -133,11 +133,9 @@ class BatchStrategy:
         self.consumer = consumer
         self.connection = consumer.connection
         self._lock = Lock()
-        self._buffer: Buffer[Any] = Buffer(
-            flush_every=task.flush_every, flush_interval=task.flush_interval_seconds
-        )
-        #: Full batches, which go to the pool at once unless a rate limit holds them back.
-        self._full: deque[Batch[Any]] = deque()
+        self.options: FlushOptions = FlushOptions(task, old.options if old is not None else None)
+        #: Full batches leave it at once, unless a rate limit holds them back.
+        self._buffer: Buffer[MemberRequest] = Buffer(self.options.limits)
         #: The batches of this connection that the pool has, or that wait there, by id. Shared with
         #: what takes over; adding one and listing all are one step each, whatever thread does so.
         self._jobs: WeakValueDictionary[str, BatchJob] = WeakValueDictionary()
@@ -148,7 +146,7 @@ class BatchStrategy:
         self._requeues = False
         #: What has taken over, if the connection goes on.
         self._successor: BatchStrategy | None = None
-        self._room = PrefetchRoom(consumer, task.flush_every)
+        self._room = PrefetchRoom(consumer, self.options.limits.flush_every)
         self._reserved = 0
         self._warned_of_eta = False
         task.Request = member_class(task.Request)
@@ -163,7 +161,7 @@ class BatchStrategy:
     @property
     def buffered(self) -> int:
         """How many requests are not on their way to the pool yet."""
-        return len(self._buffer) + sum(map(len, self._full))
+        return len(self._buffer)
 
     def reserve(self, batches: int) -> None:
         """Let the broker deliver that many batches, where it cannot be told of more later."""
@@ -192,7 +190,9 @@ class BatchStrategy:
         """A request is about to wait for its ETA."""
         if not self._warned_of_eta:
             channel, wait = request.message.channel, request.eta.timestamp() - time()
-            self._warned_of_eta = warn_of_eta(self.task, channel, wait)
+            self._warned_of_eta = warn_of_eta(
+                self.task, channel, wait, self.options.limits.flush_interval
+            )
 
     def add(self, request: Any) -> None:
         """Put a request that is ready to run into the buffer."""
@@ -200,6 +200,9 @@ class BatchStrategy:
             # Celery (before 5.7) found something wrong with it, has rejected it, and goes on.
             worker_state.task_ready(request)
             return
+        limits = self.options.read()  # Without the lock: a property is the user's code.
+        if limits is not self._buffer.limits:
+            self._change(limits)
         with self._lock:
             over = self._is_over
             batches = () if over else self._add(request)
@@ -220,27 +223,46 @@ class BatchStrategy:
         """Buffer a request; return the batches to be sent. Called under the lock."""
         now = monotonic()
         self._put(request, now)
-        batches = self._take_full() if self._full else ()
+        batches = self._take_full() if self._buffer.is_full else ()
         self._arm(now)
         return batches
 
-    def _put(self, request: Any, now: float) -> None:
+    def _put(self, request: MemberRequest, now: float) -> None:
         request.strategy = self
         self._room.open()
-        batch = self._buffer.add(request, now=now)
-        if batch is not None:
-            self._full.append(batch)
-            if self._limit.is_off and not self._reserved:
-                self._room.go_ahead(until=now + AHEAD)
+        is_full = self._buffer.add(request, now=now)
+        if is_full and self._limit.is_off and not self._reserved:
+            self._room.go_ahead(until=now + AHEAD)
 
-    def _take_full(self) -> list[Batch[Any]]:
+    def _change(self, limits: Limits) -> None:
+        """Flush by these limits from now on: an option of the task has been set."""
+        with self._lock:
+            self._buffer.limits = limits
+            if not self._retired:
+                self._room.resize(limits.flush_every)
+        self.warn_of_broker_limits()
+
+    def warn_of_broker_limits(self) -> None:
+        """Warn if a batch cannot fill, or a request may wait too long, with this broker."""
+        limits = self.options.limits
+        warn_of_prefetch_limit(
+            self.task.name, limits.flush_every, self.consumer.initial_prefetch_count
+        )
+        if self._reserved:
+            self._room.warn_of_static_limit(self.task.name)
+        channel = getattr(self.consumer.task_consumer, "channel", None)
+        warn_of_visibility_timeout(self.task, channel, limits.flush_interval)
+
+    def _take_full(self) -> list[Batch[MemberRequest]]:
         """Return the full batches that the rate limit lets go. Called under the lock."""
         batches = []
-        while self._full and self._limit.allows():
-            batches.append(self._full.popleft())
+        while self._buffer.is_full and self._limit.allows():
+            batch = self._buffer.take_full()
+            if batch is not None:
+                batches.append(batch)
         return batches
 
-    def _take_due(self, now: float) -> list[Batch[Any]]:
+    def _take_due(self, now: float) -> list[Batch[MemberRequest]]:
         """Return the full batches, and what has waited for its interval. Called under the lock.
 
         What the rate limit does not let go stays in the buffer, where the batch goes on filling.
@@ -248,7 +270,7 @@ class BatchStrategy:
         batches = self._take_full()
         wakeup = self._buffer.next_wakeup
         is_due = wakeup is not None and wakeup <= now
-        if is_due and not self._full and self._limit.allows():
+        if is_due and not self._buffer.is_full and self._limit.allows():
             batches.extend(self._buffer.poll(now=now))
         return batches
 
@@ -259,7 +281,7 @@ class BatchStrategy:
         and a flush by size need not touch it.
         """
         wakeup, ahead_until = self._buffer.next_wakeup, self._room.ahead_until
-        if self._full or (wakeup is not None and wakeup <= now):
+        if self._buffer.is_full or (wakeup is not None and wakeup <= now):
             wakeup = now + self._limit.wait()  # It is held back.
         if ahead_until is not None:
             wakeup = ahead_until if wakeup is None else min(wakeup, ahead_until)
@@ -279,6 +301,9 @@ class BatchStrategy:
             self.consumer.timer.cancel(timer)
 
     def _on_timer(self, armed_for: float) -> None:
+        limits = self.options.read()  # Without the lock: a property is the user's code.
+        if limits is not self._buffer.limits:
+            self._change(limits)
         with self._lock:
             if self._is_over or armed_for != self._timer_at:
                 return  # It was set for something that is over.
@@ -293,7 +318,7 @@ class BatchStrategy:
                 # Nothing has come in since the last flush, or that was one by interval: other tasks
                 # shall not make use of the room.
                 if ahead_until is not None:
-                    self._wake_at(now + self._buffer.flush_interval)
+                    self._wake_at(now + self._buffer.limits.flush_interval)
                 else:
                     self._room.close()
         for batch in batches:
@@ -422,9 +447,7 @@ class BatchStrategy:
         # Last, since others look at it without the lock, and then at the rest.
         self._retired = True
         self._disarm()
-        requests = [request for batch in self._full for request in batch]
-        requests += self._buffer.discard()
-        self._full.clear()
+        requests = self._buffer.discard()
         self._room.close()
         return requests
 

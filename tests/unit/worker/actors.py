@@ -291,8 +291,7 @@ class World:
         strategy = self.strategy
         wakeups = [entry for entry in self.armed if entry.fun == strategy._on_timer]
         assert len(wakeups) <= 1, "two timers"
-        assert len(strategy._buffer) < self.task.flush_every, "the buffer is too full"
-        if strategy._lock.is_held or not (strategy._buffer or strategy._full):
+        if strategy._lock.is_held or not strategy._buffer:
             return
         coming = [entry for entry in self.in_flight if entry.fun == strategy._on_timer]
         assert any(entry.args[0] == strategy._timer_at for entry in wakeups + coming), "no timer"
@@ -325,7 +324,6 @@ class World:
         assert room in ({0} if self.retired else {0, self.task.flush_every}), "the room is wrong"
         assert not self.consumer.qos.busy(0, 0), "a batch has not ended"
         assert not len(self.strategy._buffer)
-        assert not self.strategy._full
         assert not self.armed
         for known in (worker_state.requests, worker_state.reserved_requests):
             assert not known, "the worker thinks it still has them"
