@@ -87,7 +87,10 @@ class Accounts:
 
         It warns once for the batch, but not of requests that `flush` has acknowledged or rejected.
         """
-        if all(request.is_claimed for request in batch):
+        for request in batch:
+            if not request.is_claimed:
+                break
+        else:
             return
         silent = 0
         told = error_info(Ignore("left out by flush()"))

@@ -30,7 +30,7 @@ from ..pool.trace import trace_batch
 from ..request import SimpleRequest
 from .acks import together
 from .body_args import BodyArguments
-from .member_request import MemberRequest, SignalLog
+from .member_request import MemberRequest, SignalLog, terminate_with
 from .prefetch import Charge
 
 __all__ = ("BatchJob",)
@@ -115,10 +115,7 @@ class BatchJob:
         return result
 
     def _apply_async(self, pool: Any, members: list[SimpleRequest], limits: set[Limits]) -> Any:
-        myself = ref(self)
-        for request in self.requests:
-            # `Request.terminate` and `Request.cancel` end with a call of its `terminate`.
-            request.terminate_with(myself)
+        terminate_with(self.requests, ref(self))
         hard, soft = self._batch_limits(pool, limits)
         args = None if self.body_args is None else self.body_args.fit(members)
         return pool.apply_async(
@@ -157,15 +154,29 @@ class BatchJob:
             _tightest(soft, task.soft_time_limit or defaults.get("soft_timeout")),
         )
 
+    @together()
     def _take_members(self) -> tuple[list[SimpleRequest], set[Limits]]:
         """Return what the body is given, and what time limits there are among them.
 
         Of the requests, only those that it stands for are kept.
         """
-        with together():
-            able = [each for each in map(self._take, self.requests) if each is not None]
-        self.requests = [request for request, _, _ in able]
-        return [member for _, member, _ in able], {limits for _, _, limits in able}
+        requests, members, limits = [], [], set()
+        make = SimpleRequest.from_request
+        if self.body_args is not None:
+            make = self.body_args.simple_request
+        for request in self.requests:
+            try:
+                if request.revoked():
+                    continue
+                its_limits = _time_limits(request)
+                members.append(make(request))
+            except Exception as exc:
+                self._refuse(request, exc)
+            else:
+                requests.append(request)
+                limits.add(its_limits)
+        self.requests = requests
+        return members, limits
 
     def _leave_lost(self, members: list[SimpleRequest]) -> None:
         """Keep only the requests whose connection is not lost, and their members."""
@@ -181,19 +192,6 @@ class BatchJob:
                 self.requests = ours
                 pairs = zip(requests, members, strict=True)
                 members[:] = [member for request, member in pairs if id(request) in kept]
-
-    def _take(self, request: MemberRequest) -> tuple[MemberRequest, SimpleRequest, Limits] | None:
-        """Return a request, what the body knows it as, and its time limits, unless it is over."""
-        try:
-            if request.revoked():
-                return None
-            limits = _time_limits(request)
-            if self.body_args is None:
-                return request, SimpleRequest.from_request(request), limits
-            return request, self.body_args.simple_request(request), limits
-        except Exception as exc:
-            self._refuse(request, exc)
-            return None
 
     def _refuse(self, request: Any, exc: Exception) -> None:
         """Reject a request whose headers make no sense, and tell its caller and the log."""

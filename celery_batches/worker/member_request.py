@@ -6,7 +6,7 @@ touches the private attributes of Celery's request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from billiard.einfo import ExceptionInfo
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .job import BatchJob
     from .strategy import BatchStrategy
 
-__all__ = ("MemberRequest", "SignalLog", "member_class")
+__all__ = ("MemberRequest", "SignalLog", "member_class", "terminate_with")
 
 #: The ids of the members that have sent a signal to the process of their batch, by signal.
 SignalLog = dict[int, set[str]]
@@ -104,10 +104,6 @@ class MemberRequest(_Request):
         """End this request, because the worker stops or has lost its connection."""
         return super().cancel(_Once(self, pool), signal, **options)
 
-    def terminate_with(self, job: ref[BatchJob]) -> None:
-        """Have `terminate` and `cancel` call ``terminate`` of the batch when they are done."""
-        self._apply_result = job
-
     def fail(self, exc_info: ExceptionInfo) -> None:
         """Fail as a task that raises, although the pool never got this request. Logs nothing.
 
@@ -175,6 +171,12 @@ class _Once:
         if not by or self._request.id in by:
             self._pool.terminate_job(pid, signal)
         by.add(self._request.id)
+
+
+def terminate_with(requests: Iterable[MemberRequest], job: ref[BatchJob]) -> None:
+    """Have Celery call ``terminate`` of the batch when it has terminated or cancelled a member."""
+    for request in requests:
+        request._apply_result = job
 
 
 def member_class(request_class: type | str) -> type[MemberRequest]:

@@ -222,17 +222,24 @@ class BatchStrategy:
     def _add(self, request: Any) -> Sequence[Batch[Any]]:
         """Buffer a request; return the batches to be sent. Called under the lock."""
         now = monotonic()
-        self._put(request, now)
-        batches = self._take_full() if self._buffer.is_full else ()
-        self._arm(now)
-        return batches
+        if self._put(request, now):
+            batches = self._take_full()
+            self._arm(now)
+            return batches
+        wakeup = self._buffer.next_wakeup
+        # Most requests find the timer armed.
+        if self._timer_at is None or wakeup is None or wakeup < self._timer_at:
+            self._arm(now)
+        return ()
 
-    def _put(self, request: MemberRequest, now: float) -> None:
+    def _put(self, request: MemberRequest, now: float) -> bool:
+        """Buffer a request; return whether there are enough for a full batch. Under the lock."""
         request.strategy = self
         self._room.open()
         is_full = self._buffer.add(request, now=now)
         if is_full and self._limit.is_off and not self._reserved:
             self._room.go_ahead(until=now + AHEAD)
+        return is_full
 
     def _change(self, limits: Limits) -> None:
         """Flush by these limits from now on: an option of the task has been set."""
@@ -364,13 +371,15 @@ class BatchStrategy:
         members = self.accounts.claim(requests)
         if not members:
             return
+        # What left the buffer together is not looked at one by one.
+        is_mixed = type(requests) is not Batch and any(r.strategy is not self for r in members)
         prefetch = prefetch_of(self.consumer)
         job = BatchJob(
             self.task,
             members,
             trigger=getattr(requests, "trigger", "manual"),
             hostname=self.consumer.hostname,
-            still_ours=self._still_ours,
+            still_ours=self._still_ours if is_mixed else self._ours_unless_lost,
             charge=None if prefetch is None else prefetch.charge(len(members)),
             body_args=args,
         )
@@ -470,8 +479,6 @@ class BatchStrategy:
 
         A request that was left out is acknowledged: the broker will not deliver it again.
         """
-        if all(request.strategy is self for request in requests) and self.lost is None:
-            return requests
         ours = []
         for request in reversed(requests):
             lost = request.strategy and request.strategy.lost
@@ -480,6 +487,10 @@ class BatchStrategy:
             else:
                 lost.release(request)
         return ours[::-1]
+
+    def _ours_unless_lost(self, requests: Sequence[MemberRequest]) -> Sequence[MemberRequest]:
+        """Do as `_still_ours`, of requests that this strategy has buffered."""
+        return requests if self.lost is None else self._still_ours(requests)
 
     def release(self, request: MemberRequest) -> None:
         """Let a request go that will not run from here."""
@@ -503,7 +514,8 @@ def strategy_for(task_name: str, requests: Sequence[Any]) -> BatchStrategy:
         ValueError: If they are not all requests that a worker has buffered for the task.
     """
     found: list[BatchStrategy] = []
-    for request in requests:
+    # What left the buffer together is not looked at one by one.
+    for request in requests[:1] if type(requests) is Batch else requests:
         strategy = getattr(request, "strategy", None)
         if strategy is None:
             raise ValueError(
