@@ -29,7 +29,7 @@ COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("wait p99, ms", "p99", 1e3, 1),
     ("held, bytes", "held", 1, 0),
 )
-NOTHING = "-"
+NOTHING = "—"  # A hyphen would be a bullet in a table of reStructuredText.
 
 
 def simple_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

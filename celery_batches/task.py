@@ -19,6 +19,7 @@ from .options import (
     check_removed,
     is_computed,
 )
+from .pool.body import keep_body
 from .pool.running import running_batch
 from .request import SimpleRequest
 
@@ -71,6 +72,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         # By now ``task_annotations`` have been applied.
         cls._check_options()
         app.steps["consumer"].add(BATCHES_STEP)
+        app.on_after_finalize.connect(_keep_bodies)
         return bound
 
     @classmethod
@@ -288,7 +290,6 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             app: The Celery app.
             consumer: The worker's ``celery.worker.consumer.Consumer``.
         """
-        from .pool.context import keep_body
         from .worker.strategy import BatchStrategy, strategy_of
 
         old = strategy_of(consumer, task.name)
@@ -391,3 +392,10 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             headers=headers,
             **options,
         )
+
+
+def _keep_bodies(sender: Any, **_: Any) -> None:
+    """Keep the body of each batch task, when Celery has completed it and no tool has seen it."""
+    for task in sender.tasks.values():
+        if isinstance(task, Batches):
+            keep_body(task)

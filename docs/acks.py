@@ -7,44 +7,44 @@ from typing import Any, NamedTuple
 
 ACK, REJECT, REQUEUE = "acknowledged", "rejected", "requeued"
 
-#: With early acknowledgement, the default, this is the end of the story.
+#: Early acknowledgement, the default, tells the broker this before the body runs.
 EARLY = ACK
 
 
 class Row(NamedTuple):
-    """What becomes of the message with ``acks_late``."""
+    """What the worker tells the broker about a message with ``acks_late``."""
 
     ending: str  # How the request ends; the name of a way in the tests.
-    says: str  # The same in words.
+    says: str  # The same, for the table.
     options: dict[str, Any]  # Options of the task, beside acks_late.
-    message: str  # What the broker is told.
-    since: str = ""  # The first Celery that knows the options.
+    message: str  # What the worker tells the broker.
+    since: str = ""  # The Celery versions that know the options.
 
 
 BOTH = "acks_on_failure_or_timeout"
 ROWS = [
     Row("done", "done", {}, ACK),
-    Row("unmarked", "not mentioned by a body that returns", {}, ACK),
-    Row("failed", "failed, by itself", {}, ACK),
-    Row("failed", "failed, by itself", {BOTH: False}, REJECT),
-    Row("failed", "failed, by itself", {"acks_on_failure": False}, REJECT, "5.7"),
-    Row("raised", "failed, since the body raised", {}, ACK),
-    Row("raised", "failed, since the body raised", {BOTH: False}, REJECT),
-    Row("raised", "failed, since the body raised", {"acks_on_failure": False}, REJECT, "5.7"),
+    Row("unmarked", "unmarked when the body returns", {}, ACK),
+    Row("failed", "failed alone", {}, ACK),
+    Row("failed", "failed alone", {BOTH: False}, REJECT),
+    Row("failed", "failed alone", {"acks_on_failure": False}, REJECT, "5.7"),
+    Row("raised", "failed because the body raised", {}, ACK),
+    Row("raised", "failed because the body raised", {BOTH: False}, REJECT),
+    Row("raised", "failed because the body raised", {"acks_on_failure": False}, REJECT, "5.7"),
     Row("retried", "retried", {}, ACK),
-    Row("exhausted", "retried too often", {}, ACK),
-    Row("exhausted", "retried too often", {BOTH: False}, REJECT),
+    Row("exhausted", "failed with its retries exhausted", {}, ACK),
+    Row("exhausted", "failed with its retries exhausted", {BOTH: False}, REJECT),
     Row("rejected", "rejected with ``requeue=False``", {}, REJECT),
     Row("requeued", "rejected with ``requeue=True``", {}, REQUEUE),
-    Row("ignored", "ignored, since the body raised ``Ignore``", {}, ACK),
-    Row("timeout", "hard time limit exceeded", {}, ACK),
-    Row("timeout", "hard time limit exceeded", {BOTH: False}, REJECT, "before 5.7"),
-    Row("timeout", "hard time limit exceeded", {BOTH: False}, REQUEUE, "5.7"),
-    Row("timeout", "hard time limit exceeded", {"acks_on_timeout": False}, REQUEUE, "5.7"),
-    Row("lost", "lost with its pool process", {}, ACK),
-    Row("lost", "lost with its pool process", {BOTH: False}, REJECT),
-    Row("lost", "lost with its pool process", {"reject_on_worker_lost": True}, REQUEUE),
-    Row("lost", "lost with its pool process", {"retry_on_worker_lost": True}, ACK, "5.7"),
+    Row("ignored", "ignored because the body raised ``Ignore``", {}, ACK),
+    Row("timeout", "over the hard time limit", {}, ACK),
+    Row("timeout", "over the hard time limit", {BOTH: False}, REJECT, "before 5.7"),
+    Row("timeout", "over the hard time limit", {BOTH: False}, REQUEUE, "5.7"),
+    Row("timeout", "over the hard time limit", {"acks_on_timeout": False}, REQUEUE, "5.7"),
+    Row("lost", "in a pool process that was lost", {}, ACK),
+    Row("lost", "in a pool process that was lost", {BOTH: False}, REJECT),
+    Row("lost", "in a pool process that was lost", {"reject_on_worker_lost": True}, REQUEUE),
+    Row("lost", "in a pool process that was lost", {"retry_on_worker_lost": True}, ACK, "5.7"),
     Row("terminated", "terminated by ``revoke(terminate=True)``", {}, ACK),
     Row("neighbour", "in a batch with a terminated request", {}, ACK),
     Row(
@@ -54,10 +54,10 @@ ROWS = [
         REQUEUE,
     ),
     Row("revoked", "revoked or expired before it ran", {}, ACK),
-    Row("unreadable", "with headers that make no sense", {}, REJECT),
+    Row("unreadable", "malformed: its headers cannot be used", {}, REJECT),
 ]
 
-#: With early acknowledgement these are told otherwise: they never got to the pool.
+#: These never reach the pool, so early acknowledgement does not apply to them.
 NOT_EARLY = {"revoked": ACK, "unreadable": REJECT}
 
 

@@ -83,6 +83,11 @@ def says(**attributes: Any) -> Callable[[Sent], None]:
     return lie
 
 
+def unknown_without_id(sent: Sent) -> None:
+    header("task", "x")(sent)
+    drop("id")(sent)
+
+
 def pickled_body(sent: Sent) -> None:
     sent.body = pickled(json.loads(sent.body))
     sent.content_type, sent.content_encoding = "application/x-python-serialize", "binary"
@@ -121,7 +126,7 @@ NONSENSE: dict[str, Callable[[Sent], None]] = {
     **{f"the body is {content[:40]!r}": body(content) for content in BODIES},
     "no id": drop("id"),
     "no task": drop("task"),
-    "an unknown task without an id": lambda sent: (header("task", "x")(sent), drop("id")(sent)),
+    "an unknown task without an id": unknown_without_id,
     "pickle": pickled_body,
     "yaml": yaml_body,
     "no such content type": says(content_type="x/y"),

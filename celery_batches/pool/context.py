@@ -1,55 +1,17 @@
-"""One request of a batch as the current request of its task; the body. Runs in the pool."""
+"""Makes one request of a batch the current request of its task. Runs in the pool."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery._state import _task_stack
 from celery.app.task import Context
-from celery.app.trace import task_has_custom
 
 from ..request import SimpleRequest, context_of
 
-__all__ = ("Body", "acting_as", "body_of", "current_task", "keep_body")
-
-
-class Body(NamedTuple):
-    """What runs the body of a task.
-
-    Attributes:
-        call: What a batch calls: ``__call__`` if the task has its own, else ``run``.
-        run: What the task has as ``run``: with ``autoretry_for``, a function that Celery has put
-            around the body.
-    """
-
-    call: Callable[..., Any]
-    run: Callable[..., Any]
-
-
-def body_of(task: Any) -> Body:
-    """Return the body of a task, as `keep_body` has kept it or else as it is now."""
-    kept: Body | None = task.__dict__.get("__body__")
-    if kept is not None:
-        return kept
-    run = task.run
-    return Body(MethodType(task.__class__.__call__, task) if _has_own_call(task) else run, run)
-
-
-def keep_body(task: Any) -> None:
-    """Keep the body as it is now, before the worker builds its tracers.
-
-    The worker builds a tracer for each task when it starts, which no batch is run by. Tools that
-    hook into that wrap ``run`` or ``__call__`` of the task. They wrap those of the batch too (see
-    `pool.tracer`), and would see each exception twice.
-    """
-    task.__dict__.setdefault("__body__", body_of(task))
-
-
-def _has_own_call(task: Any) -> bool:
-    return task_has_custom(task, "__call__") is not None
+__all__ = ("acting_as", "current_task")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from celery.exceptions import Retry
 from celery.utils.time import get_exponential_backoff_interval
 
 from ..request import SimpleRequest, slot_of
-from .context import body_of
+from .body import body_of
 
 __all__ = ("retry_all",)
 

@@ -23,7 +23,7 @@ from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 
 from ..errors import error_info
-from .acks import together
+from .acks import collect_acks
 from .member_request import MemberRequest
 
 __all__ = ("Accounts",)
@@ -94,7 +94,7 @@ class Accounts:
             return
         silent = 0
         told = error_info(Ignore("left out by flush()"))
-        with together(), self._lock:
+        with collect_acks(), self._lock:
             for request in _unclaimed(batch):
                 request.is_left_out = True
                 silent += not request.acknowledged
@@ -106,7 +106,7 @@ class Accounts:
         """Fail the requests of a batch that were not passed on when `flush` raised; count them."""
         rest = self._take(batch)
         reason = error_info(_as_failure(exc))
-        with together():
+        with collect_acks():
             for request in rest:
                 _notify(request.fail, reason)
         return len(rest)

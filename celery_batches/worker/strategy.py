@@ -62,9 +62,10 @@ from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 
 from ..core.buffer import Batch, Buffer, Limits
+from ..core.shortcuts import enabled_shortcuts
 from ..transports.visibility import warn_of_eta, warn_of_visibility_timeout
 from .accounting import Accounts
-from .acks import BatchAck, Promised
+from .acks import DeferredAck, LeanPromise
 from .body_args import BodyArguments
 from .checks import NONSENSE, check_message
 from .flush_options import FlushOptions
@@ -132,6 +133,7 @@ class BatchStrategy:
         self.accounts: Accounts = old.accounts if old is not None else Accounts(task.name)
         self.consumer = consumer
         self.connection = consumer.connection
+        self._shortcuts = enabled_shortcuts(app.conf)
         self._lock = Lock()
         self.options: FlushOptions = FlushOptions(task, old.options if old is not None else None)
         #: Full batches leave it at once, unless a rate limit holds them back.
@@ -180,7 +182,9 @@ class BatchStrategy:
             message.body = b""  # Celery's line in the log says how long it is.
         try:
             check_message(message, body)
-            return self._receive(message, body, BatchAck(ack), Promised(reject), callbacks)
+            if "lean_promises" in self._shortcuts:
+                ack, reject = DeferredAck(ack, self._shortcuts), LeanPromise(reject)
+            return self._receive(message, body, ack, reject, callbacks)
         except NONSENSE as exc:
             if message.acknowledged:
                 raise

@@ -2,8 +2,12 @@
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import sqlite3
+import subprocess
+import sys
 import textwrap
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,33 +96,64 @@ def rows_of(module, query):
         return db.execute(query).fetchall()
 
 
-def code_blocks(language):
-    """The README's code blocks in that language, not indented."""
+def code_blocks(page, language):
+    """The page's code blocks in that language, not indented."""
     pattern = rf"^\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)"
-    blocks = re.findall(pattern, README.read_text(), re.MULTILINE)
+    blocks = re.findall(pattern, page.read_text(), re.MULTILINE)
     # Four columns are the block's: more of them are part of what is shown.
     return [re.sub(r"^    ", "", block, flags=re.MULTILINE).strip("\n") for block in blocks]
 
 
-def test_click_counter_prints_what_the_readme_shows(load, capsys):
-    """The README's output is what the click counter prints for a hundred clicks."""
+def test_prices_prints_what_the_readme_shows(load, capsys):
+    """Each of four calls in one batch has its own result or failure, as the README shows."""
+    example = load("prices")
+    with running_worker(example.app) as runs:
+        capsys.readouterr()
+        example.main()
+        assert runs.get(timeout=DEADLINE) == (states.SUCCESS, None)
+        assert runs.empty()
+        [query, *printed] = capsys.readouterr().out.splitlines()
+    assert query == "one query for 3 articles"
+    shown, _picture = code_blocks(README, "text")
+    assert printed == shown.splitlines()
+
+
+def test_readme_shows_the_prices():
+    """The README's code is that of the example, word for word."""
+    source = (EXAMPLES / "prices.py").read_text()
+    blocks = code_blocks(README, "python")
+    assert len(blocks) == 2
+    for block in blocks:
+        assert block in source or textwrap.indent(block, "    ") in source
+
+
+def test_readme_links_to_pages_that_exist():
+    """Every relative link of the README is to a file of the repository."""
+    targets = re.findall(r"<([^<>\s]+\.rst)>`__", README.read_text())
+    assert len(targets) > 10
+    for target in targets:
+        assert (ROOT / target).is_file(), target
+
+
+def test_readme_quotes_the_figures_of_the_performance_page():
+    """The README's figures are those of its case in the newest table."""
+    page = (ROOT / "docs" / "performance.rst").read_text()
+    newest = re.findall(r"^rabbitmq-base +([\d,]+) +([\d,]+) +([\d,]+) ", page, re.MULTILINE)[0]
+    readme = README.read_text()
+    start = readme.index("How fast it is")
+    section = readme[start : readme.index("``rabbitmq-base``", start)]
+    assert set(re.findall(r"\d,\d{3}", section)) == set(newest)
+
+
+def test_click_counter_prints_a_line_for_each_url(load, capsys):
+    """A hundred clicks are one batch, which prints one line for each URL."""
     example = load("click_counter")
     with running_worker(example.app) as runs:
         capsys.readouterr()
         example.main()
         assert runs.get(timeout=DEADLINE) == (states.SUCCESS, None)
-        printed = capsys.readouterr().out.strip("\n")
-    [shown] = code_blocks("text")
-    assert printed == shown
-
-
-def test_readme_shows_the_click_counter():
-    """The README's code is the click counter of the examples, word for word."""
-    source = (EXAMPLES / "click_counter.py").read_text()
-    blocks = code_blocks("python")
-    assert len(blocks) == 2
-    for block in blocks:
-        assert block in source or textwrap.indent(block, "    ") in source
+        printed = capsys.readouterr().out
+    assert printed == " 75 clicks on /home\n 25 clicks on /about\n"
 
 
 def test_last_seen_keeps_the_latest_time_of_each_user(load):
@@ -295,6 +330,15 @@ def test_try_again_gives_up_on_one_call_alone(load):
 def test_eager_runs_without_a_worker(load, way, result):
     """Each of the ways to run a batch task in this process returns what the page says."""
     assert getattr(load("eager"), way)() == result
+
+
+def test_prices_is_a_suite_that_passes(tmp_path):
+    """The suite that the page on testing shows passes, in a pytest of its own."""
+    suite = shutil.copy(EXAMPLES / "test_prices.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", suite]
+    env = {**os.environ, "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert re.search(r"^=+ 3 passed\b", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 
 def test_every_example_is_shown():

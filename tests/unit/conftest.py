@@ -10,6 +10,11 @@ import pytest
 from celery import Celery, _state
 from celery.backends.cache import _DUMMY_CLIENT_CACHE
 from celery.worker import state as worker_state
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("unit", deadline=None)
+settings.load_profile("unit")
 
 
 @pytest.fixture

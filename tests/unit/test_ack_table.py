@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from billiard.einfo import ExceptionInfo
 from celery.exceptions import (
     Ignore,
     TaskRevokedError,
@@ -18,13 +16,14 @@ from celery.exceptions import (
     WorkerLostError,
 )
 from celery.worker import state as worker_state
-from unit.support import make_request, protocol_2
 
 from celery_batches import Batches
 from celery_batches.compat import TIMEOUT_IS_FAILURE
 from celery_batches.core.outcomes import Kind
-from celery_batches.pool.trace import trace_batch
 from celery_batches.worker.job import BatchJob
+from kit.messages import protocol_2
+from kit.pool import Pool, Starts
+from kit.requests import worker_request
 
 PATH = Path(__file__).parents[2] / "docs" / "acks.py"
 spec = importlib.util.spec_from_file_location("acks", PATH)
@@ -36,38 +35,15 @@ spec.loader.exec_module(acks)
 SAID = {acks.ACK: "ack", acks.REJECT: "reject", acks.REQUEUE: "requeue"}
 
 
-class Pool:
-    """Takes the batch, and ends it as it is told to."""
-
-    def __init__(self) -> None:
-        self.options: dict[str, Any] = {}
-        self.args: Any = None
-        self.calls: Any = None
-
-    def apply_async(self, target: Any, args: Any = (), **calls: Any) -> Any:
-        self.args, self.calls = args, SimpleNamespace(**calls)
-        self.calls.accept_callback(7, 0.0)
-
-    def terminate_job(self, pid: int, signal: Any) -> None: ...
-
-    def run(self) -> None:
-        self.calls.callback(trace_batch(*self.args))
-
-    def fail(self, exc: Exception) -> None:
-        try:
-            raise exc
-        except type(exc):
-            self.calls.error_callback(ExceptionInfo())
-
-
 def terminate(pool: Pool, request: Any) -> None:
     request.terminate(pool, "TERM")
     pool.fail(Terminated(15))
 
 
 def time_out(pool: Pool, request: Any) -> None:
-    pool.fail(TimeLimitExceeded(5))
-    pool.calls.timeout_callback(False, 5)
+    (call,) = pool.calls
+    call.fail(TimeLimitExceeded(5))
+    call.time_out(5)
 
 
 def body_for(ending: str) -> Callable[[Any], None]:
@@ -103,9 +79,9 @@ def end(app: Any, ending: str, **options: Any) -> list[str]:
     """Have a request end that way, and return what the broker was told of its message."""
     task = app.task(name="unit.click", base=Batches, **options)(body_for(ending))
     messages = [protocol_2(app, id, task.name) for id in ("id-0", "id-1")]
-    requests = [make_request(app, task, message) for message in messages]
+    requests = [worker_request(app, task, message) for message in messages]
     job = BatchJob(task, requests, trigger="size", hostname="w@h")
-    pool = Pool()
+    pool = Pool(starts=Starts.AT_ONCE)
     if ending == "revoked":
         worker_state.revoked.update(("id-0", "id-1"))
     if ending == "unreadable":

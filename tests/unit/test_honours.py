@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import re
+from collections import Counter
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +17,18 @@ from celery.app.amqp import AMQP
 from celery.backends.cache import CacheBackend
 from celery.exceptions import OperationalError
 from kombu.utils.uuid import uuid
-from unit.support import make_request, protocol_2
 
 from celery_batches import Batches, SimpleRequest
 from celery_batches.pool.trace import trace_batch
+from kit.messages import protocol_2
+from kit.requests import worker_request
 
 TESTS = Path(__file__).parents[1]
 DOCS = TESTS.parent / "docs"
 
 
 class Row(NamedTuple):
-    """A line of a table: which options, what they are for, what they mean, the test."""
+    """A line of a table: which options, what they apply to, what they mean, the test."""
 
     options: str
     scope: str
@@ -50,14 +52,30 @@ def names_in(rows: list[Row]) -> set[str]:
     return set().union(*(row.names for row in rows))
 
 
+def defined_in(path: Path) -> set[str]:
+    """The functions of a file."""
+    tree = ast.parse(path.read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+DEFINED = Counter(name for path in TESTS.rglob("test_*.py") for name in defined_in(path))
+NOT_PAGES = {"_build", "_tables", "_static", "examples"}
+PAGES = [path for path in DOCS.rglob("*.rst") if not NOT_PAGES & set(path.parts)]
+
+
 @pytest.mark.parametrize("row", [*TASK, *CALL], ids=lambda row: row.options)
 def test_each_row_has_its_test(row: Any) -> None:
-    """The test that a row names is there."""
+    """The test that a row names is there, and it is one: a table need not say in which file."""
     assert row.scope in ("each request", "the batch", "the message")
-    path, _, name = row.test.strip("`").partition("::")
-    tree = ast.parse((TESTS / path).read_text())
-    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    assert name in defined
+    assert row.test.startswith("test_")
+    assert DEFINED[row.test] == 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_tests_that_are_there(page: Path) -> None:
+    """A page that names a test, or a file of tests, names one that exists."""
+    for path, name in re.findall(r"``(?:(tests/[\w/]+\.py)|(test_\w+))``", page.read_text()):
+        assert DEFINED[name] == 1 if name else (TESTS.parent / path).is_file(), path or name
 
 
 def test_no_option_of_a_task_is_left_out() -> None:
@@ -277,7 +295,7 @@ def run(app: Any, task: Any, count: int = 2) -> Any:
     requests = []
     for number in range(count):
         message = protocol_2(app, f"id-{number}", task.name)
-        requests.append(SimpleRequest.from_request(make_request(app, task, message)))
+        requests.append(SimpleRequest.from_request(worker_request(app, task, message)))
     return trace_batch(task.name, uuid(), requests, "size", "w@h")[1]
 
 

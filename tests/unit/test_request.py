@@ -9,18 +9,11 @@ import pytest
 from celery.app.task import Context
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.support import (
-    HOSTNAME,
-    hybrid,
-    make_message,
-    make_request,
-    protocol_1,
-    protocol_2,
-    task_context,
-)
 
 from celery_batches import Batches, SimpleRequest
 from celery_batches.core.slot import OutcomeSlot
+from kit.messages import hybrid, make_message, protocol_1, protocol_2
+from kit.requests import HOSTNAME, task_context, worker_request
 
 TEN = (
     "id",
@@ -138,7 +131,7 @@ def test_protocol_2_carries_the_whole_context(
         **more,
         **(embed if more else {}),
     )
-    request = make_request(app, task, message)
+    request = worker_request(app, task, message)
     simple = SimpleRequest.from_request(request)
     assert_same_context(simple, task_context(request))
     assert_same_context(round_trip(simple), task_context(request))
@@ -172,7 +165,7 @@ def test_old_protocols_carry_the_whole_context(app: Any, task: Any, make: Any) -
         chord=task.s(3),
         reply_to="reply",
     )
-    request = make_request(app, task, message)
+    request = worker_request(app, task, message)
     simple = SimpleRequest.from_request(request)
     assert_same_context(simple, task_context(request))
     assert_same_context(round_trip(simple), task_context(request))
@@ -184,7 +177,7 @@ def test_old_protocols_carry_the_whole_context(app: Any, task: Any, make: Any) -
 def test_protocol_1_without_args(app: Any, task: Any) -> None:
     """A call that names no arguments at all (protocol 1 leaves them out) has none."""
     message = make_message({"task": task.name, "id": "1"})
-    simple = SimpleRequest.from_request(make_request(app, task, message))
+    simple = SimpleRequest.from_request(worker_request(app, task, message))
     assert list(simple.args) == []
     assert simple.kwargs == {}
     assert simple.retries == 0
@@ -199,15 +192,15 @@ def test_the_tasks_ignore_result_counts_when_the_call_says_nothing(app: Any) -> 
     silent = protocol_2(app, "1", quiet.name)
     del silent.headers["ignore_result"]
     loud = protocol_2(app, "1", quiet.name, more_headers={"ignore_result": False})
-    assert SimpleRequest.from_request(make_request(app, quiet, silent)).ignore_result is True
-    assert SimpleRequest.from_request(make_request(app, quiet, loud)).ignore_result is False
+    assert SimpleRequest.from_request(worker_request(app, quiet, silent)).ignore_result is True
+    assert SimpleRequest.from_request(worker_request(app, quiet, loud)).ignore_result is False
 
 
 def test_redelivered(app: Any, task: Any) -> None:
     """The body can tell that the broker has delivered a call before."""
     for redelivered in (False, True):
         message = protocol_2(app, "1", task.name, redelivered=redelivered)
-        simple = SimpleRequest.from_request(make_request(app, task, message))
+        simple = SimpleRequest.from_request(worker_request(app, task, message))
         assert simple.redelivered is redelivered
         assert simple.delivery_info["redelivered"] is redelivered
 
@@ -215,7 +208,7 @@ def test_redelivered(app: Any, task: Any) -> None:
 def test_custom_headers(app: Any, task: Any) -> None:
     """A custom header is in `headers` and is an attribute, as on task.request."""
     message = protocol_2(app, "1", task.name, more_headers={"tenant": "t1"})
-    simple = SimpleRequest.from_request(make_request(app, task, message))
+    simple = SimpleRequest.from_request(worker_request(app, task, message))
     assert simple.headers["tenant"] == "t1"
     assert simple.tenant == "t1"
     assert simple.get("tenant") == "t1"
@@ -292,7 +285,7 @@ def test_pickle_restores_amqp_headers(app: Any, task: Any, more: dict[str, Any])
     message = protocol_2(
         *(app, "id-1", task.name, ["a"]), amqp=True, more_headers={"tenant": "t1"}, **more
     )
-    request = make_request(app, task, message)
+    request = worker_request(app, task, message)
     simple = SimpleRequest.from_request(request)
     again = round_trip(simple)
     assert again.request_dict == simple.request_dict
@@ -303,7 +296,7 @@ def test_pickle_restores_amqp_headers(app: Any, task: Any, more: dict[str, Any])
 def test_pickling_does_not_change_the_original(app: Any, task: Any) -> None:
     """Sending a request to the pool leaves the worker's own copy of its context alone."""
     message = protocol_2(app, "id-1", task.name, ["a"], amqp=True)
-    simple = SimpleRequest.from_request(make_request(app, task, message))
+    simple = SimpleRequest.from_request(worker_request(app, task, message))
     headers = dict(message.headers)
     pickle.dumps(simple)
     assert message.headers == headers

@@ -9,7 +9,8 @@ import pytest
 import redis
 from celery import Celery
 from celery.backends import base
-from unit.backends.sites import NOW, Frozen, RedisSite
+
+from kit.sites import NOW, Frozen, RedisSite
 
 
 @pytest.fixture(autouse=True)

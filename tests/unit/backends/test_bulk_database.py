@@ -16,7 +16,8 @@ from kombu.utils.uuid import uuid
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
-from unit.backends.sites import CALLS, CONFIGS, Site
+
+from kit.sites import CALLS, CONFIGS, Site
 
 
 class DatabaseSite(Site):

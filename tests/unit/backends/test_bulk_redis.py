@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from celery import states
-from unit.backends.sites import CALLS, CONFIGS, ROUND_TRIPS, Failure, same
-from unit.support import task_context
+
+from kit.requests import task_context
+from kit.sites import CALLS, CONFIGS, ROUND_TRIPS, Failure, same
 
 
 @pytest.mark.redis

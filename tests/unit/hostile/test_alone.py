@@ -8,11 +8,11 @@ from uuid import UUID
 
 import pytest
 from nonsense import NONSENSE, PROTOCOLS, call, nested, nonsense
-from unit.hostile.deliveries import deliver
-from unit.inprocess import InProcessWorker, Problems
-from unit.support import Clock
 
 from celery_batches import Batches
+from kit.clock import Clock
+from kit.log import Problems
+from kit.worker import InProcessWorker, deliver
 
 
 @pytest.mark.parametrize("what", NONSENSE)

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu.compression import compress
 from nonsense import BODIES, HEADERS, PROTOCOLS, Sent, call, nested
-from unit.hostile.deliveries import TASKS, deliver
-from unit.inprocess import InProcessWorker, Problems
-from unit.support import Clock
+
+from kit.clock import Clock
+from kit.endings import TASKS
+from kit.log import Problems
+from kit.worker import InProcessWorker, deliver
 
 FORMATS = ["%s%n%(x)s", "{0.__class__}", "{}", "%", "\x00", "\ud800", "a\nb", "ü", "", "0"]
 
@@ -153,7 +155,7 @@ def play(worker: InProcessWorker, steps: list[Any]) -> tuple[set[int], set[str]]
                 request.expires = datetime(2001, 1, 1)
                 dropped.add(request.id)
             case "clock", [seconds]:
-                worker.move_clock(seconds)
+                worker.advance(seconds)
             case (("run" | "lose"), _):
                 worker.run_batch(lose=step == "lose")
     worker.finish()

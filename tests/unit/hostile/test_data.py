@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from celery.worker import state as worker_state
 from nonsense import Sent, call
-from unit.hostile.deliveries import TASKS, deliver
-from unit.inprocess import InProcessWorker, Problems
-from unit.support import Clock
 
 import celery_batches
+from kit.clock import Clock
+from kit.endings import TASKS
+from kit.log import Problems
+from kit.worker import InProcessWorker, deliver
 
 #: Not to be found in any source, so that whatever it is in has come from a message.
 TOKEN = "".join(["TOK", "EN"])
@@ -185,8 +186,8 @@ def test_no_format_comes_from_a_message(
                 deliver(worker, sent)
             if ending == "revoke":
                 worker_state.revoked.update([r.id for r in worker.buffered[::2]])
-            worker.move_clock(1e9)
-            while worker.pool.given:
+            worker.advance(1e9)
+            while worker.pool.calls:
                 worker.run_batch(lose=ending == "lose")
             worker.assert_empty()
     finally:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from celery import signals
-from unit.pool.world import World
+
+from kit.tracing import World
 
 
 @pytest.fixture(autouse=True)

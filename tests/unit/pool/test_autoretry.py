@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit.pool.world import World
+
+from kit.tracing import World
 
 AUTO = {"autoretry_for": (ValueError,), "dont_autoretry_for": (UnicodeError,)}
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from celery.worker import state as worker_state
-from unit.pool.world import IDS, World
+
+from kit.messages import IDS
+from kit.tracing import World
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from celery import group
-from unit.pool.world import WAYS, World, mark_done, mark_failed, messages
+
+from kit.log import messages
+from kit.tracing import WAYS, World, mark_done, mark_failed
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -10,10 +10,10 @@ from celery.exceptions import (
     Reject,
     SoftTimeLimitExceeded,
 )
-from unit.pool.world import WAYS, World, exceptions, mark_done
 
 from celery_batches.core.outcomes import decide
 from celery_batches.pool.trace import trace_batch
+from kit.tracing import WAYS, World, exceptions, mark_done
 
 
 class Unserialisable:

@@ -6,9 +6,11 @@ import logging
 from typing import Any
 
 import pytest
-from unit.pool.world import IDS, World, messages
 
 from celery_batches import Batches
+from kit.log import messages
+from kit.messages import IDS
+from kit.tracing import World
 
 
 def test_handlers_run_as_their_request(sending: World) -> None:

@@ -6,7 +6,9 @@ import logging
 from typing import Any
 
 import pytest
-from unit.pool.world import World, messages
+
+from kit.log import messages
+from kit.tracing import World
 
 
 def test_the_line_of_a_batch_counts_other_endings(

@@ -7,10 +7,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from unit.pool.world import IDS, WAYS, World, mark_done, mark_failed, messages
 
 from celery_batches import SimpleRequest
 from celery_batches.pool.run import BatchRun
+from kit.log import messages
+from kit.messages import IDS
+from kit.tracing import WAYS, World, mark_done, mark_failed
 
 
 @pytest.mark.parametrize("raises", [False, True])

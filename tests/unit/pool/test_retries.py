@@ -12,7 +12,9 @@ from celery.exceptions import (
     Reject,
     Retry,
 )
-from unit.pool.world import World, exceptions, messages
+
+from kit.log import messages
+from kit.tracing import World, exceptions
 
 
 def test_retrying_one_request(sending: World) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from celery import _state, current_task, signals, states
 from celery.exceptions import Ignore, Reject
-from unit.support import make_request, protocol_2
 
 from celery_batches import Batches, SimpleRequest
 from celery_batches.pool.trace import trace_batch
 from celery_batches.trace import apply_batches_task
+from kit.messages import protocol_2
+from kit.requests import worker_request
 
 Log = list[tuple[str, Any, dict[str, Any]]]
 IDS = ["id-0", "id-1", "id-2"]
@@ -43,7 +44,7 @@ def make(app: Any, body: Any, **options: Any) -> Any:
 def requests_for(app: Any, task: Any, **options: Any) -> list[SimpleRequest]:
     return [
         SimpleRequest.from_request(
-            make_request(app, task, protocol_2(app, i, task.name, [i], {"k": i}, **options))
+            worker_request(app, task, protocol_2(app, i, task.name, [i], {"k": i}, **options))
         )
         for i in IDS
     ]

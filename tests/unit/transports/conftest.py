@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from unit.brokers import Broker, RedisBroker, Wire
+
+from kit.brokers import Broker, RedisBroker
+from kit.wires import Wire
 
 
 @pytest.fixture(params=["", "some-prefix:"], ids=["bare", "prefixed"])

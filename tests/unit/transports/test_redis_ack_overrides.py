@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from celery.worker.request import Request
-from unit.brokers import SIZE, Batch, RedisBroker, Wire
+
+from kit.brokers import SIZE, Batch, RedisBroker
+from kit.wires import Wire
 
 
 @pytest.mark.redis

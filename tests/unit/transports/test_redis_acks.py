@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from kombu.transport import virtual
-from unit.brokers import SIZE, Batch, Broker, RedisBroker, Wire, tags
+
+from kit.brokers import SIZE, Batch, Broker, RedisBroker, tags
+from kit.wires import Wire
 
 
 @pytest.mark.redis

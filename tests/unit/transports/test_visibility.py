@@ -6,11 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from unit.support import Channel, FakeConsumer, protocol_2
 
 from celery_batches import Batches
 from celery_batches.transports.visibility import warn_of_visibility_timeout
 from celery_batches.worker.bootstep import BatchesStep
+from kit.channel import Channel
+from kit.consumer import FakeConsumer
+from kit.messages import protocol_2
 
 
 def make(app: Any, **options: Any) -> Any:

@@ -7,22 +7,23 @@ from typing import Any
 
 import pytest
 from celery import signals
-from unit.support import Clock
-from unit.worker.stillworker import Worker
 
 from celery_batches import Batches
+from kit.batch_worker import BatchWorker
+from kit.clock import Clock
+from kit.tasks import make_task
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("celery_batches.worker.strategy.monotonic", clock)
+    clock.install(monkeypatch)
     return clock
 
 
 @pytest.fixture
-def worker(app: Any, clock: Clock) -> Worker:
-    return Worker(app, clock, flush_every=3, flush_interval=10)
+def worker(app: Any, clock: Clock) -> BatchWorker:
+    return BatchWorker(make_task(app, flush_every=3, flush_interval=10), clock)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from celery.worker import state as worker_state
-from unit.support import Clock
-from unit.worker.flushing import Flushing
 
 from celery_batches import SimpleRequest
+from kit.clock import Clock
+from kit.flushing import Flushing
 
 
 def simple(requests: Any) -> list[SimpleRequest]:

@@ -9,9 +9,9 @@ from celery.exceptions import InvalidTaskError
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
-from unit.support import make_message, protocol_1, protocol_2
 
 from celery_batches.worker.checks import check_message
+from kit.messages import make_message, protocol_1, protocol_2
 
 HEADERS = {"task": "unit.click", "id": "1"}
 

@@ -8,15 +8,17 @@ import time
 from typing import Any
 
 import pytest
-from unit.support import Clock, protocol_2
-from unit.worker.stillworker import Worker
 
 import celery_batches.core.buffer
 from celery_batches import Batches
+from kit.batch_worker import BatchWorker
+from kit.clock import Clock
+from kit.messages import protocol_2
+from kit.tasks import make_task
 
 
 def test_a_flush_that_fails_is_logged_and_hurts_nobody(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    worker: BatchWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A batch that cannot be sent is one critical log line, and the worker goes on."""
 
@@ -26,10 +28,10 @@ def test_a_flush_that_fails_is_logged_and_hurts_nobody(
     with monkeypatch.context() as patch:
         patch.setattr(worker.consumer, "on_task_request", broken)
         for _ in range(3):
-            worker.receive()
+            worker.send()
     assert [r.levelname for r in caplog.records if "no pool" in r.getMessage()] == ["CRITICAL"]
     for _ in range(3):
-        worker.receive()
+        worker.send()
     assert worker.batches == [("size", ["id-3", "id-4", "id-5"])]
 
 
@@ -42,12 +44,12 @@ def test_a_subclass_may_extend_flush(app: Any, clock: Clock) -> None:
             seen.append(len(requests))
             return super().flush(list(requests)[:2])
 
-    worker = Worker(app, clock, flush_every=3)
+    worker = BatchWorker(make_task(app, flush_every=3), clock)
     own = app.register_task(type("Mine", (Own,), {"name": "unit.own", "flush_every": 3})())
     worker.task = own
     worker.connect()
     for _ in range(3):
-        worker.receive()
+        worker.send()
     assert seen == [3]
     assert worker.batches == [("manual", ["id-0", "id-1"])]
 
@@ -61,10 +63,11 @@ def test_apply_buffer_of_0_1(app: Any, clock: Clock) -> None:
         def flush(self, requests: Any) -> Any:
             return self.apply_buffer(requests, (["x"],), {})
 
-    worker = Worker(app, clock, flush_every=3, base=Own)
+    worker = BatchWorker(make_task(app, base=Own, flush_every=3), clock)
     for _ in range(3):
-        worker.receive()
+        worker.send()
     (job,) = worker.consumer.sent
+    assert job.body_args is not None
     assert job.body_args.fit([]) == (["x"],)
     worker.task.apply_buffer([])
     assert len(worker.consumer.sent) == 1
@@ -81,7 +84,7 @@ def _yield_at_each_line(frame: Any, event: str, arg: Any) -> Any:
 
 def test_threads_neither_lose_nor_duplicate(app: Any, clock: Clock) -> None:
     """Messages and the timer on threads of their own: each request is in exactly one batch."""
-    worker = Worker(app, clock, flush_every=3, flush_interval=10)
+    worker = BatchWorker(make_task(app, flush_every=3, flush_interval=10), clock)
     count, threads = 60, 4
     requests = [
         worker.task.Request(protocol_2(app, f"id-{i}", worker.task.name), app=app, task=worker.task)
@@ -119,7 +122,7 @@ def test_threads_neither_lose_nor_duplicate(app: Any, clock: Clock) -> None:
     finally:
         threading.settrace(before)  # type: ignore[arg-type]
         sys.setswitchinterval(interval)
-    worker.let_time_pass(100)
+    worker.advance(100)
     sent = [i for _, ids in worker.batches for i in ids]
     assert len(sent) == len(set(sent)) == count * threads
     assert all(1 <= len(ids) <= 3 for _, ids in worker.batches)

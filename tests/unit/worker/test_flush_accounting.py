@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from celery.exceptions import Ignore, Reject
 from celery.worker import state as worker_state
-from unit.support import Clock
-from unit.worker.flushing import Flushing, Override
+
+from kit.clock import Clock
+from kit.flushing import Flushing, Override
 
 NOTHING_PASSED: Override = lambda flush, requests: None  # noqa: E731
 

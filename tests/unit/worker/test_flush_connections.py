@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from celery.worker import state as worker_state
-from unit.support import Clock
-from unit.worker.flushing import Flushing
+
+from kit.clock import Clock
+from kit.flushing import Flushing
 
 
 @pytest.fixture
@@ -122,16 +123,13 @@ def test_a_batch_of_both_kinds_when_its_connection_is_lost(make: Any, when: str)
     world.assert_nothing_left()
 
 
-def test_requests_of_another_task_are_refused(make: Any, app: Any, clock: Clock) -> None:
+def test_requests_of_another_task_are_refused(make: Any, app: Any) -> None:
     """The error names both tasks; neither batch is lost."""
     theirs: list[Any] = []
     other = make(lambda flush, requests: theirs.extend(requests))
     other.receive_batch()
 
-    class Mine(Flushing):
-        task_name = "unit.mine"
-
-    world = Mine(app, clock, lambda flush, requests: flush([*requests, *theirs]))
+    world = make(lambda flush, requests: flush([*requests, *theirs]), name="unit.mine")
     world.receive_batch()
     assert [world.state(number) for number in range(3)] == ["FAILURE"] * 3
     reason = str(app.AsyncResult("id-0").result)

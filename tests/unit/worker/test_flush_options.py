@@ -8,55 +8,56 @@ from typing import Any
 
 import pytest
 from celery.exceptions import ImproperlyConfigured
-from unit.support import Clock
-from unit.worker.stillworker import Worker
 
 from celery_batches import Batches
+from kit.batch_worker import BatchWorker
+from kit.clock import Clock
+from kit.tasks import make_task
 
 
-def sizes(worker: Worker) -> list[int]:
+def sizes(worker: BatchWorker) -> list[int]:
     return [len(ids) for _, ids in worker.batches]
 
 
-def receive(worker: Worker, count: int) -> None:
+def send(worker: BatchWorker, count: int) -> None:
     for _ in range(count):
-        worker.receive()
+        worker.send()
 
 
 def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
 
 
-def test_a_larger_flush_every(worker: Worker) -> None:
+def test_a_larger_flush_every(worker: BatchWorker) -> None:
     """It holds from the next request on, for what is buffered too; there is room for the batch."""
-    receive(worker, 2)
+    send(worker, 2)
     worker.task.flush_every = 6
-    receive(worker, 3)
+    send(worker, 3)
     assert worker.batches == []
     assert worker.consumer.qos.total == 4 + 6
-    receive(worker, 1)
+    send(worker, 1)
     assert sizes(worker) == [6]
 
 
-def test_a_smaller_flush_every(worker: Worker) -> None:
+def test_a_smaller_flush_every(worker: BatchWorker) -> None:
     """The next request flushes what is buffered, in batches that are not larger than that."""
     worker.task.flush_every = 10
-    receive(worker, 8)
+    send(worker, 8)
     worker.task.flush_every = 4
-    receive(worker, 1)
+    send(worker, 1)
     assert sizes(worker) == [4, 4]
     assert worker.waiting == 1
     assert worker.consumer.qos.total - 4 >= 4
-    worker.let_time_pass(10)
+    worker.advance(10)
     assert worker.batches[2:] == [("interval", ["id-8"])]
 
 
-def test_a_smaller_flush_every_and_no_more_requests(worker: Worker) -> None:
+def test_a_smaller_flush_every_and_no_more_requests(worker: BatchWorker) -> None:
     """The timer splits what is buffered in the same way."""
     worker.task.flush_every = 10
-    receive(worker, 9)
+    send(worker, 9)
     worker.task.flush_every = 4
-    worker.let_time_pass(10)
+    worker.advance(10)
     assert [(t, len(ids)) for t, ids in worker.batches] == [
         ("size", 4),
         ("size", 4),
@@ -65,35 +66,35 @@ def test_a_smaller_flush_every_and_no_more_requests(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("interval", [4, timedelta(seconds=4)])
-def test_a_shorter_flush_interval(worker: Worker, interval: Any) -> None:
+def test_a_shorter_flush_interval(worker: BatchWorker, interval: Any) -> None:
     """The timer is armed anew with the next request; the wait counts from each arrival."""
-    receive(worker, 1)
-    worker.let_time_pass(1)
+    send(worker, 1)
+    worker.advance(1)
     worker.task.flush_interval = interval
-    receive(worker, 1)
-    worker.let_time_pass(2.999)
+    send(worker, 1)
+    worker.advance(2.999)
     assert worker.batches == []
-    worker.let_time_pass(0.001)
+    worker.advance(0.001)
     assert worker.batches == [("interval", ["id-0", "id-1"])]
 
 
-def test_an_interval_that_is_over_already(worker: Worker) -> None:
+def test_an_interval_that_is_over_already(worker: BatchWorker) -> None:
     """What is buffered is flushed at once."""
-    receive(worker, 1)
-    worker.let_time_pass(5)
+    send(worker, 1)
+    worker.advance(5)
     worker.task.flush_interval = 2
-    receive(worker, 1)
-    worker.let_time_pass(0)
+    send(worker, 1)
+    worker.advance(0)
     assert sizes(worker) == [2]
 
 
-def test_a_longer_flush_interval(worker: Worker) -> None:
+def test_a_longer_flush_interval(worker: BatchWorker) -> None:
     """The timer of the shorter one finds nothing due, and is armed anew."""
-    receive(worker, 1)
+    send(worker, 1)
     worker.task.flush_interval = 60
-    worker.let_time_pass(59)
+    worker.advance(59)
     assert worker.batches == []
-    worker.let_time_pass(1)
+    worker.advance(1)
     assert sizes(worker) == [1]
 
 
@@ -112,13 +113,13 @@ def test_properties_of_a_subclass(app: Any, clock: Clock) -> None:
         def flush_interval(self) -> timedelta:
             return timedelta(seconds=5)
 
-    worker = Worker(app, clock, base=Own)
-    receive(worker, 2)
+    worker = BatchWorker(make_task(app, base=Own), clock)
+    send(worker, 2)
     worker.task.size = 3
-    receive(worker, 3)
+    send(worker, 3)
     assert sizes(worker) == [2, 3]
-    receive(worker, 1)
-    worker.let_time_pass(5)
+    send(worker, 1)
+    worker.advance(5)
     assert sizes(worker) == [2, 3, 1]
 
 
@@ -127,15 +128,17 @@ BAD += [("flush_interval", value) for value in (0, -1, "6", None, float("nan"), 
 
 
 @pytest.mark.parametrize(("option", "value"), BAD, ids=repr)
-def test_a_value_that_makes_no_sense(worker: Worker, option: str, value: Any, caplog: Any) -> None:
+def test_a_value_that_makes_no_sense(
+    worker: BatchWorker, option: str, value: Any, caplog: Any
+) -> None:
     """It is logged once, with task, option and fix; the last good one stays, also on reconnect."""
     worker.task.flush_every = 2
-    receive(worker, 2)
+    send(worker, 2)
     setattr(worker.task, option, value)
-    receive(worker, 4)
-    worker.let_time_pass(20)
+    send(worker, 4)
+    worker.advance(20)
     worker.connect()
-    receive(worker, 2)
+    send(worker, 2)
     assert sizes(worker) == [2, 2, 2, 2]
     (line,) = errors_in(caplog)
     assert "unit.click" in line
@@ -143,15 +146,15 @@ def test_a_value_that_makes_no_sense(worker: Worker, option: str, value: Any, ca
     assert f"Set for example {option}=" in line
     assert "flush_every=2, flush_interval=10." in line
     worker.task.flush_every, worker.task.flush_interval = 3, 10
-    receive(worker, 3)
+    send(worker, 3)
     assert sizes(worker)[4:] == [3]
 
 
-def test_one_value_that_makes_no_sense_does_not_hold_up_the_other(worker: Worker) -> None:
+def test_one_value_that_makes_no_sense_does_not_hold_up_the_other(worker: BatchWorker) -> None:
     """Each option has a last good value of its own."""
     worker.task.flush_interval = "soon"
     worker.task.flush_every = 2
-    receive(worker, 2)
+    send(worker, 2)
     assert sizes(worker) == [2]
 
 
@@ -168,14 +171,14 @@ def test_a_property_that_raises(app: Any, clock: Clock, caplog: Any) -> None:
                 raise LookupError("no such setting")
             return 2
 
-    worker = Worker(app, clock, base=Own)
-    receive(worker, 10)
+    worker = BatchWorker(make_task(app, base=Own), clock)
+    send(worker, 10)
     assert sizes(worker) == [10]
     (line,) = errors_in(caplog)
     assert "unit.click" in line
     assert "no such setting" in line
     worker.task.broken = False
-    receive(worker, 2)
+    send(worker, 2)
     assert sizes(worker) == [10, 2]
 
 
@@ -188,47 +191,47 @@ def test_a_function_is_no_property(app: Any) -> None:
                 return 2
 
 
-def test_prefetch_follows_both_ways(worker: Worker) -> None:
+def test_prefetch_follows_both_ways(worker: BatchWorker) -> None:
     """The room for a batch that fills, and for those that are expected."""
     qos = worker.consumer.qos
-    receive(worker, 3)
+    send(worker, 3)
     assert qos.total == 4 + 3 + 4 * 2, "batches of three are expected"
     worker.task.flush_every = 5
-    receive(worker, 1)
+    send(worker, 1)
     assert qos.total == 4 + 5 + 2 + 3 * 4
     worker.task.flush_every = 1
-    receive(worker, 1)
+    send(worker, 1)
     worker.task.flush_every = 5
-    receive(worker, 1)
+    send(worker, 1)
     for job in worker.consumer.sent:
         job._finish()
     assert qos.total == 4 + 5
-    worker.let_time_pass(30)
+    worker.advance(30)
     assert qos.total == 4
 
 
-def test_a_batch_that_cannot_fill_any_more(worker: Worker, caplog: Any) -> None:
+def test_a_batch_that_cannot_fill_any_more(worker: BatchWorker, caplog: Any) -> None:
     """Where the prefetch count is static, a size beyond it is warned of once."""
     worker.strategy.reserve(3)
     assert worker.consumer.qos.total == 4 + 9
     worker.task.flush_every = 13
-    receive(worker, 1)
+    send(worker, 1)
     assert not caplog.records
     worker.task.flush_every = 14
-    receive(worker, 2)
+    send(worker, 2)
     (line,) = [r.getMessage() for r in caplog.records]
     assert "unit.click" in line
     assert "at most 13" in line
     assert worker.consumer.qos.total == 4 + 9, "the broker cannot be told"
 
 
-def test_what_the_broker_cannot_do(worker: Worker, caplog: Any) -> None:
+def test_what_the_broker_cannot_do(worker: BatchWorker, caplog: Any) -> None:
     """The warnings of the start are given again for the new value."""
     worker.consumer.task_consumer.channel.visibility_timeout = 100
     worker.task.flush_interval = 100
-    receive(worker, 1)
+    send(worker, 1)
     worker.task.flush_every = 70_000
-    receive(worker, 1)
+    send(worker, 1)
     said = [r.getMessage() for r in caplog.records]
     assert [sum(word in line for line in said) for word in ("visibility", "65535")] == [2, 1]
 
@@ -246,16 +249,16 @@ def test_a_limited_task_splits_what_it_holds_back(app: Any, clock: Clock) -> Non
         def expected_time(self, tokens: int) -> float:
             return 0.25
 
-    worker = Worker(app, clock, flush_every=6)
+    worker = BatchWorker(make_task(app, flush_every=6), clock)
     worker.consumer.disable_rate_limits = False
     bucket = worker.consumer.task_buckets[worker.task.name] = Bucket()
-    receive(worker, 13)
+    send(worker, 13)
     worker.task.flush_every = 4
     bucket.tokens = 2
-    worker.let_time_pass(0.25)
+    worker.advance(0.25)
     assert sizes(worker) == [4, 4]
     bucket.tokens = 2
-    worker.let_time_pass(0.5)
+    worker.advance(0.5)
     assert sizes(worker) == [4, 4, 4]
-    worker.let_time_pass(30)
+    worker.advance(30)
     assert sizes(worker) == [4, 4, 4, 1]

@@ -13,46 +13,48 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unit.interleave import Deadlock, Stage, SteppedLock, explore
-from unit.worker.actors import Bucket, World
 
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.strategy import BatchStrategy
+from kit.actors import StagedWorker
+from kit.interleave import SteppedLock, explore
+from kit.limits import Bucket
+from kit.stage import Deadlock, Stage
 
-Cast = Callable[[World], None]
+Cast = Callable[[StagedWorker], None]
 
 
 def stages(task: Any, cast: Cast, **options: Any) -> Callable[[Sequence[int]], Stage]:
     def play(decisions: Sequence[int]) -> Stage:
-        with World(task, decisions, **options) as world:
+        with StagedWorker(task, decisions, **options) as world:
             cast(world)
             return world.play()
 
     return play
 
 
-def flushes(world: World) -> None:
+def flushes(world: StagedWorker) -> None:
     """Batches fill, and what is left over is sent by the timer."""
     world.receiver(3)
     world.timer()
     world.runner()
 
 
-def flushes_of_two(world: World) -> None:
+def flushes_of_two(world: StagedWorker) -> None:
     """Messages and ETAs come in at the same time."""
     world.receiver(2)
     world.receiver(1)
     world.timer()
 
 
-def loses_its_connection(world: World) -> None:
+def loses_its_connection(world: StagedWorker) -> None:
     """What waits is dropped, and nothing of it is sent any more."""
     world.receiver(3)
     world.timer()
     world.keeper("retire")
 
 
-def loses_its_connection_with_etas(world: World) -> None:
+def loses_its_connection_with_etas(world: StagedWorker) -> None:
     """Requests whose time comes later are dropped too."""
     world.receiver(2, later=True)
     world.timer(for_etas=True)
@@ -60,7 +62,7 @@ def loses_its_connection_with_etas(world: World) -> None:
     world.keeper("retire")
 
 
-def loses_its_connection_before_etas(world: World) -> None:
+def loses_its_connection_before_etas(world: StagedWorker) -> None:
     """Their time comes while that is seen to."""
     for _ in range(2):
         world.receive(world.message(later=True))
@@ -69,7 +71,7 @@ def loses_its_connection_before_etas(world: World) -> None:
     world.timer()
 
 
-def is_reloaded(world: World) -> None:
+def is_reloaded(world: StagedWorker) -> None:
     """Whatever is on its way to the old strategy reaches the new one."""
     world.receiver(1)
     world.receiver(2, later=True)
@@ -78,13 +80,13 @@ def is_reloaded(world: World) -> None:
     world.keeper("load")
 
 
-def is_reloaded_and_loses_its_connection(world: World) -> None:
+def is_reloaded_and_loses_its_connection(world: StagedWorker) -> None:
     world.receiver(3)
     world.timer()
     world.keeper("load", "retire")
 
 
-def loses_its_connection_with_batches_in_the_pool(world: World) -> None:
+def loses_its_connection_with_batches_in_the_pool(world: StagedWorker) -> None:
     """Those that have not begun do not run, whoever has sent them; those that have, end."""
     world.receiver(4)
     world.timer()
@@ -92,7 +94,7 @@ def loses_its_connection_with_batches_in_the_pool(world: World) -> None:
     world.runner()
 
 
-def is_revoked(world: World) -> None:
+def is_revoked(world: StagedWorker) -> None:
     """A request is revoked somewhere between its receipt and its run."""
     world.receiver(2)
     world.revoker("id-0")
@@ -100,14 +102,14 @@ def is_revoked(world: World) -> None:
     world.runner()
 
 
-def is_limited(world: World) -> None:
+def is_limited(world: StagedWorker) -> None:
     """The rate limit changes while batches wait for it."""
     world.keeper("limit", "limit", "unlimit")
     world.receiver(3)
     world.timer(hasty=True)
 
 
-def is_limited_from_the_start(world: World) -> None:
+def is_limited_from_the_start(world: StagedWorker) -> None:
     """Batches that wait for the rate limit have the timer come earlier."""
     world.consumer.task_buckets[world.task.name] = Bucket(world.clock)
     world.receiver(1)
@@ -115,7 +117,7 @@ def is_limited_from_the_start(world: World) -> None:
     world.receiver(2)
 
 
-def times_out(world: World) -> None:
+def times_out(world: StagedWorker) -> None:
     """The time limit is reached while the batch comes to its end, on another thread."""
     world.receiver(2)
     world.timer()
@@ -139,7 +141,7 @@ CASTS = [
 ]
 
 
-def is_reloaded_while_one_comes(world: World) -> None:
+def is_reloaded_while_one_comes(world: StagedWorker) -> None:
     """A message is on its way to the old strategy."""
     world.receive(world.message())
     world.receiver(1)
@@ -150,7 +152,7 @@ def is_reloaded_while_one_comes(world: World) -> None:
 LOST: Any = BatchStrategy.__dict__["lost"].fget
 
 
-def is_reloaded_while_a_batch_goes(world: World) -> None:
+def is_reloaded_while_a_batch_goes(world: StagedWorker) -> None:
     """A batch is on its way to the pool."""
     jobs: list[BatchJob] = []
     with world.patch.context() as patch:
@@ -172,14 +174,14 @@ def is_reloaded_while_a_batch_goes(world: World) -> None:
         (is_reloaded_while_one_comes, (BatchStrategy.add, BatchStrategy._add, BatchStrategy._put)),
         (
             is_reloaded_while_a_batch_goes,
-            (BatchJob.execute_using_pool, BatchStrategy._still_ours, BatchStrategy.lost.fget),
+            (BatchJob.execute_using_pool, BatchStrategy._still_ours, LOST),
         ),
     ],
 )
 def test_every_schedule_with_two_departures(task: Any, cast: Cast, functions: Any) -> None:
     """The threads may also be stopped while they hold a lock."""
 
-    def closely(world: World) -> None:
+    def closely(world: StagedWorker) -> None:
         world.stage.everywhere = True
         world.stage.only = {fun.__code__ for fun in (*functions, BatchStrategy._end)}
         cast(world)
@@ -234,7 +236,7 @@ def test_any_schedule_of_all_of_it(
     """All of it at the same time, with as many departures as there may be."""
     decisions = [choice for gap, who in switches for choice in (*[0] * gap, who)]
     task.acks_late = acks_late
-    with World(task, decisions, requeue=requeue) as world:
+    with StagedWorker(task, decisions, requeue=requeue) as world:
         world.stage.everywhere = everywhere
         messages, others, etas = counts
         world.receiver(messages)

@@ -9,15 +9,17 @@ from celery.exceptions import (
     TaskRevokedError,
 )
 from celery.worker import state as worker_state
-from unit.worker.jobs import IDS, OK, Pool, World, boom
 
 from celery_batches.pool.trace import trace_batch
+from kit.jobs import OK, RecordedJob, boom
+from kit.messages import IDS
+from kit.pool import Pool
 
 
 @pytest.mark.parametrize("acks_late", [False, True])
 def test_a_batch_that_is_dropped_before_it_is_accepted_is_empty(app: Any, acks_late: bool) -> None:
     """A pool without processes comes to it later, runs nothing and tells nobody."""
-    world = World(app, acks_late=acks_late)
+    world = RecordedJob(app, acks_late=acks_late)
     options = world.send()
     members = options["args"][2]
     for request in world.requests:
@@ -36,7 +38,7 @@ def test_a_batch_that_is_dropped_before_it_is_accepted_is_empty(app: Any, acks_l
 
 def test_a_batch_that_is_dropped_while_it_is_sent(app: Any) -> None:
     """When another thread loses the connection meanwhile, the pool gets a batch of nobody."""
-    world = World(app)
+    world = RecordedJob(app)
 
     class LosingPool(Pool):
         @property
@@ -60,7 +62,7 @@ def test_a_dropped_batch_that_a_process_ran_all_the_same_is_not_told(
     app: Any, caplog: pytest.LogCaptureFixture, callback: str
 ) -> None:
     """Celery before 5.7 does not forget what it has written to a process."""
-    world = World(app)
+    world = RecordedJob(app)
     options = world.send()
     world.drop()
     options["accept_callback"](7, 0.0)
@@ -71,7 +73,7 @@ def test_a_dropped_batch_that_a_process_ran_all_the_same_is_not_told(
 
 def test_a_batch_that_runs_is_not_dropped(app: Any) -> None:
     """Once the pool has started on a batch it ends as any other."""
-    world = World(app)
+    world = RecordedJob(app)
     options = world.send()
     options["accept_callback"](7, 0.0)
     world.drop()
@@ -81,7 +83,7 @@ def test_a_batch_that_runs_is_not_dropped(app: Any) -> None:
 
 def test_revoked_members_are_dropped(app: Any) -> None:
     """A member that was revoked while it was buffered is not run; its neighbours are."""
-    world = World(app)
+    world = RecordedJob(app)
     worker_state.revoked.add("id-1")
     options = world.send()
     assert [member.id for member in options["args"][2]] == ["id-0", "id-2"]
@@ -93,13 +95,13 @@ def test_revoked_members_are_dropped(app: Any) -> None:
 def test_expired_members_are_dropped(app: Any) -> None:
     """A member that expired while it was buffered is not run."""
     past = "2001-01-01T00:00:00+00:00"
-    world = World(app, headers=[{}, {"expires": past}, {}])
+    world = RecordedJob(app, headers=[{}, {"expires": past}, {}])
     assert [member.id for member in world.send()["args"][2]] == ["id-0", "id-2"]
 
 
 def test_nothing_is_sent_when_all_are_revoked(app: Any) -> None:
     """A batch without members never reaches the pool, and gives back its room."""
-    world = World(app)
+    world = RecordedJob(app)
     worker_state.revoked.update(IDS)
     with pytest.raises(TaskRevokedError):
         world.job.execute_using_pool(world.pool)

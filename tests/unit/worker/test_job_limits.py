@@ -11,13 +11,16 @@ from celery.exceptions import (
     TimeLimitExceeded,
 )
 from celery.worker.request import Request
-from unit.support import make_request
-from unit.worker.jobs import IDS, World, einfo_of
+
+from kit.jobs import RecordedJob
+from kit.messages import IDS
+from kit.pool import einfo_of
+from kit.requests import worker_request
 
 
 def test_the_hard_time_limit_is_told_to_every_member(app: Any) -> None:
     """Each member hears of the hard time limit, which ends the batch."""
-    world = World(app)
+    world = RecordedJob(app)
     world.send()["timeout_callback"](False, 5)
     assert [told[1:] for told in world.told] == [(id, False, 5) for id in IDS]
     assert world.released
@@ -27,7 +30,7 @@ def test_the_hard_time_limit_is_told_to_every_member(app: Any) -> None:
 
 def test_a_soft_time_limit_is_one_line(app: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The soft time limit is logged once for the batch, which goes on."""
-    world = World(app)
+    world = RecordedJob(app)
     world.send()["timeout_callback"](True, 5)
     (record,) = caplog.records
     assert "soft time limit (5s) exceeded" in record.getMessage()
@@ -43,8 +46,8 @@ def test_a_request_class_of_its_own_hears_of_a_soft_time_limit(app: Any) -> None
         def on_timeout(self, soft: bool, timeout: float) -> None:
             told.append((self.id, soft, timeout))
 
-    world = World(app)
-    world.requests[1] = make_request(app, world.task, world.messages[1], cls=Told)
+    world = RecordedJob(app)
+    world.requests[1] = worker_request(app, world.task, world.messages[1], cls=Told)
     world.send()["timeout_callback"](True, 5)
     assert told == [("id-1", True, 5)]
 
@@ -66,7 +69,7 @@ def test_the_hard_time_limit_fails_each_member_once(
     """The pool reports a hard time limit twice; errbacks and chords hear of it once."""
     app.conf.task_always_eager = True
     errback, called = errbacks_of(app)
-    world = World(app, acks_late=late, headers=[{"errbacks": [errback.s()]}] * 3)
+    world = RecordedJob(app, acks_late=late, headers=[{"errbacks": [errback.s()]}] * 3)
     options = world.send()
     options["accept_callback"](1, 0.0)
     options["error_callback"](einfo_of(TimeLimitExceeded(5)))
@@ -96,7 +99,7 @@ def test_the_tightest_time_limit_counts(
 ) -> None:
     """A batch gets the tightest limit that a member asks for, else that of the task."""
     headers = [{"time_limit": hard, "soft_time_limit": soft} for hard, soft in members]
-    sent = World(app, headers=headers, **options).send()
+    sent = RecordedJob(app, headers=headers, **options).send()
     assert (sent["timeout"], sent["soft_timeout"]) == expected
 
 
@@ -105,7 +108,7 @@ def test_a_member_with_senseless_limits_is_refused_alone(
     app: Any, limit: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nonsense in one member's headers rejects that one, and the rest of the batch runs."""
-    world = World(app)
+    world = RecordedJob(app)
     world.requests[1].time_limits = limit
     options = world.send()
     assert [member.id for member in options["args"][2]] == ["id-0", "id-2"]
@@ -121,7 +124,7 @@ def test_a_member_with_senseless_limits_is_refused_alone(
 
 def test_the_limits_of_a_member_that_is_refused_do_not_count(app: Any) -> None:
     """Who does not run in the batch says nothing of how long it may take."""
-    world = World(app, headers=[{}, {"time_limit": 1}, {}], time_limit=50)
+    world = RecordedJob(app, headers=[{}, {"time_limit": 1}, {}], time_limit=50)
     world.requests[1]._message = None
     sent = world.send()
     assert [member.id for member in sent["args"][2]] == ["id-0", "id-2"]
@@ -130,7 +133,7 @@ def test_the_limits_of_a_member_that_is_refused_do_not_count(app: Any) -> None:
 
 def test_the_limit_of_the_worker_counts_too(app: Any) -> None:
     """Members without any limit have that of the pool, from the settings."""
-    world = World(app, headers=[{"time_limit": 100}, {}, {}])
+    world = RecordedJob(app, headers=[{"time_limit": 100}, {}, {}])
     world.pool.options = {"timeout": 60, "soft_timeout": 55}
     sent = world.send()
     assert (sent["timeout"], sent["soft_timeout"]) == (60, 55)

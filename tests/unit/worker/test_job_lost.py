@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +14,15 @@ from celery.exceptions import (
     WorkerLostError,
 )
 from celery.worker import state as worker_state
-from unit.worker.jobs import IDS, TerminatingPool, World, boom, einfo_of
+
+from kit.jobs import RecordedJob, boom
+from kit.messages import IDS
+from kit.pool import Pool, einfo_of
 
 
 def test_a_lost_process_is_logged_once(app: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Each member of a lost batch fails with WorkerLostError; the log has one line of it."""
-    world = World(app)
+    world = RecordedJob(app)
     options = world.send()
     options["accept_callback"](1, 0.0)
     options["error_callback"](einfo_of(WorkerLostError("signal 9")))
@@ -31,7 +35,7 @@ def test_a_lost_process_is_logged_once(app: Any, caplog: pytest.LogCaptureFixtur
 
 def test_a_lost_process_with_reject_on_worker_lost(app: Any) -> None:
     """What is to be delivered again after a lost process is not a failure."""
-    world = World(app, acks_late=True, reject_on_worker_lost=True)
+    world = RecordedJob(app, acks_late=True, reject_on_worker_lost=True)
     options = world.send()
     options["accept_callback"](1, 0.0)
     options["error_callback"](einfo_of(WorkerLostError("signal 9")))
@@ -41,7 +45,7 @@ def test_a_lost_process_with_reject_on_worker_lost(app: Any) -> None:
 
 def test_an_exit_of_the_body_is_a_lost_process(app: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Some pools report SystemExit; it is told as what it means, and logged once."""
-    world = World(app)
+    world = RecordedJob(app)
     world.send()["callback"](einfo_of(SystemExit(3)))
     assert [type(app.AsyncResult(id).result) for id in IDS] == [WorkerLostError] * 3
     (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
@@ -53,15 +57,15 @@ def test_terminating_a_member_is_a_lost_process_for_its_neighbours(
     app: Any, greenlet: bool
 ) -> None:
     """The member that is revoked is REVOKED, the others fail as if the process was lost."""
-    world = World(app)
+    world = RecordedJob(app)
     world.pool.handle = None
     options = world.send()
     options["accept_callback"](7, 0.0)
     worker_state.revoked.add("id-1")
     killed = lambda: options["callback"]((False, None, None))  # noqa: E731
-    pool = TerminatingPool(killed if greenlet else None)
+    pool = Pool(kills=killed if greenlet else None)
     world.requests[1].terminate(pool, "TERM")
-    assert pool.terminated == [7]
+    assert pool.terminated == [(7, signal.SIGTERM)]
     if not greenlet:
         options["error_callback"](einfo_of(Terminated(15)))
     assert [app.AsyncResult(id).state for id in IDS] == ["FAILURE", "REVOKED", "FAILURE"]
@@ -88,11 +92,11 @@ def announced() -> Iterator[list[tuple[str, str]]]:
     signals.task_retry.disconnect(on_retry)
 
 
-class GreenletPool(TerminatingPool):
+class GreenletPool(Pool):
     """Has one greenlet: it ends at once (eventlet), or when the next one has its turn (gevent)."""
 
-    def __init__(self, world: World, *, at_once: bool) -> None:
-        super().__init__(self._end if at_once else None)
+    def __init__(self, world: RecordedJob, *, at_once: bool) -> None:
+        super().__init__(kills=self._end if at_once else None)
         self.callback: Any = world.send()["callback"]
         world.job.on_accepted(7, 0.0)
 
@@ -117,7 +121,7 @@ def test_a_member_that_was_only_revoked_ends_when_its_greenlet_is_killed(
     terminated: list[str],
 ) -> None:
     """Killed for another member, it is REVOKED too; each of them is announced once."""
-    world = World(app, acks_late=acks_late)
+    world = RecordedJob(app, acks_late=acks_late)
     pool = GreenletPool(world, at_once=at_once)
     worker_state.revoked.update(["id-1", "id-2"])
     for request in world.requests:
@@ -135,7 +139,7 @@ def test_a_greenlet_cancelled_with_its_connection_is_no_revocation(
     app: Any, announced: list[tuple[str, str]], at_once: bool
 ) -> None:
     """As for an ordinary task, each member is in state RETRY: its message is delivered again."""
-    world = World(app, acks_late=True)
+    world = RecordedJob(app, acks_late=True)
     pool = GreenletPool(world, at_once=at_once)
     worker_state.revoked.add("id-2")
     for request in world.requests:
@@ -150,7 +154,7 @@ def test_a_greenlet_cancelled_with_its_connection_is_no_revocation(
 
 def test_a_system_exit_from_the_pool(app: Any) -> None:
     """A pool that reports SystemExit as a result fails each member instead of losing the batch."""
-    world = World(app)
+    world = RecordedJob(app)
     world.send()["callback"](boom())
     assert world.ids_told("on_failure") == IDS
     assert world.released
@@ -159,7 +163,7 @@ def test_a_system_exit_from_the_pool(app: Any) -> None:
 
 def test_a_killed_greenlet(app: Any) -> None:
     """What the gevent pool says of a greenlet that was killed is no success."""
-    world = World(app)
+    world = RecordedJob(app)
     world.send()["callback"]((False, None, None))
     assert world.ids_told("on_success") == []
     assert world.ids_told("on_failure") == IDS

@@ -6,67 +6,41 @@ from typing import Any
 
 import pytest
 from kombu.utils.limits import TokenBucket
-from unit.support import Clock, FakeConsumer, protocol_2
 
-from celery_batches import Batches
-from celery_batches.worker import strategy
 from celery_batches.worker.prefetch import Prefetch
 from celery_batches.worker.strategy import BatchStrategy
+from kit.batch_worker import BatchWorker
+from kit.clock import Clock
+from kit.limits import HandBucket
+from kit.tasks import make_task
 
 
-class Bucket:
-    """A token bucket whose tokens are given by hand."""
+class LimitedWorker:
+    """A worker with a rate limit for its batch task."""
 
-    def __init__(self, tokens: int = 0, wait: float = 0.25) -> None:
-        self.tokens = tokens
-        self.wait = wait
-
-    def can_consume(self, tokens: int) -> bool:
-        if self.tokens < tokens:
-            return False
-        self.tokens -= tokens
-        return True
-
-    def expected_time(self, tokens: int) -> float:
-        return self.wait
-
-
-class World:
     def __init__(self, app: Any, bucket: Any, **options: Any) -> None:
-        @app.task(base=Batches, name="unit.limited", flush_every=3, flush_interval=10, **options)
-        def limited(requests: Any) -> None: ...
-
-        self.app = app
-        self.task = limited
-        self.consumer = FakeConsumer(app)
+        self.task = make_task(app, flush_every=3, flush_interval=10, **options)
+        self.worker = BatchWorker(self.task)
+        self.consumer = self.worker.consumer
         self.consumer.disable_rate_limits = False
-        self.consumer.task_buckets[limited.name] = bucket
-        self.strategy = BatchStrategy(limited, app, self.consumer)
-        self.sent = 0
+        self.consumer.task_buckets[self.task.name] = bucket
 
     def send(self, count: int) -> None:
         for _ in range(count):
-            message = protocol_2(self.app, f"id-{self.sent}", self.task.name)
-            self.sent += 1
-            self.strategy.on_message(
-                message, None, message.ack_log_error, message.reject_log_error, []
-            )
+            self.worker.send()
+
+    @property
+    def strategy(self) -> BatchStrategy:
+        return self.worker.strategy
 
     @property
     def batches(self) -> list[list[str]]:
-        return [[request.id for request in job.requests] for job in self.consumer.sent]
+        return [ids for _, ids in self.worker.batches]
 
     @property
     def timer(self) -> Any:
         (entry,) = self.consumer.timer.armed
         return entry
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(strategy, "monotonic", clock)
-    return clock
 
 
 def ids(*numbers: int) -> list[str]:
@@ -75,15 +49,15 @@ def ids(*numbers: int) -> list[str]:
 
 def test_a_batch_counts_as_one(app: Any, clock: Clock) -> None:
     """A token lets a whole batch go, however many requests it has."""
-    world = World(app, Bucket(tokens=1))
+    world = LimitedWorker(app, HandBucket(tokens=1))
     world.send(6)
     assert world.batches == [ids(0, 1, 2)]
 
 
 def test_full_batches_wait_in_line(app: Any, clock: Clock) -> None:
     """What has no token waits, in order, and goes when there is one."""
-    bucket = Bucket()
-    world = World(app, bucket)
+    bucket = HandBucket()
+    world = LimitedWorker(app, bucket)
     world.send(7)
     assert world.batches == []
     for count in (1, 2):
@@ -97,7 +71,7 @@ def test_full_batches_wait_in_line(app: Any, clock: Clock) -> None:
 
 def test_full_batches_are_not_expected(app: Any, clock: Clock) -> None:
     """A worker with a rate limit leaves to others what it may not run yet."""
-    world = World(app, Bucket(tokens=1))
+    world = LimitedWorker(app, HandBucket(tokens=1))
     world.consumer.qos = Prefetch(world.consumer.qos, lambda: 4)
     world.send(3)
     assert len(world.batches) == 1
@@ -106,8 +80,8 @@ def test_full_batches_are_not_expected(app: Any, clock: Clock) -> None:
 
 def test_what_is_due_goes_on_filling(app: Any, clock: Clock) -> None:
     """A part-filled batch whose interval is over takes in more until it may run."""
-    bucket = Bucket()
-    world = World(app, bucket)
+    bucket = HandBucket()
+    world = LimitedWorker(app, bucket)
     world.send(1)
     clock.now += 10
     world.consumer.timer.fire(world.timer)
@@ -123,8 +97,8 @@ def test_what_is_due_goes_on_filling(app: Any, clock: Clock) -> None:
 
 def test_an_unused_token_is_kept(app: Any, clock: Clock) -> None:
     """A timer that finds nothing to do takes no token."""
-    bucket = Bucket(tokens=1)
-    world = World(app, bucket)
+    bucket = HandBucket(tokens=1)
+    world = LimitedWorker(app, bucket)
     world.send(1)
     world.consumer.timer.fire(world.timer)  # Too early.
     assert bucket.tokens == 1
@@ -133,8 +107,8 @@ def test_an_unused_token_is_kept(app: Any, clock: Clock) -> None:
 
 def test_it_looks_again_when_a_token_is_expected(app: Any, clock: Clock) -> None:
     """The timer wakes when the bucket says, and after a second at the latest."""
-    bucket = Bucket(wait=0.25)
-    world = World(app, bucket)
+    bucket = HandBucket(wait=0.25)
+    world = LimitedWorker(app, bucket)
     world.send(3)
     assert world.timer.eta == 1000.25
     bucket.wait = 3600.0
@@ -143,10 +117,10 @@ def test_it_looks_again_when_a_token_is_expected(app: Any, clock: Clock) -> None
     assert world.timer.eta == 1001.25
 
 
-@pytest.mark.parametrize("new", [None, Bucket(tokens=10)], ids=["none", "looser"])
+@pytest.mark.parametrize("new", [None, HandBucket(tokens=10)], ids=["none", "looser"])
 def test_a_limit_can_change_at_run_time(app: Any, clock: Clock, new: Any) -> None:
     """What waits under a limit goes on under the one that takes its place."""
-    world = World(app, Bucket(wait=3600.0))
+    world = LimitedWorker(app, HandBucket(wait=3600.0))
     world.send(6)
     assert world.batches == []
     world.consumer.task_buckets[world.task.name] = new
@@ -157,16 +131,16 @@ def test_a_limit_can_change_at_run_time(app: Any, clock: Clock, new: Any) -> Non
 
 def test_a_limit_can_be_set_at_run_time(app: Any, clock: Clock) -> None:
     """A task without a limit can get one."""
-    world = World(app, None)
+    world = LimitedWorker(app, None)
     world.send(3)
-    world.consumer.task_buckets[world.task.name] = Bucket()
+    world.consumer.task_buckets[world.task.name] = HandBucket()
     world.send(3)
     assert len(world.batches) == 1
 
 
 def test_worker_disable_rate_limits(app: Any, clock: Clock) -> None:
     """Where rate limits are disabled, none counts."""
-    world = World(app, Bucket())
+    world = LimitedWorker(app, HandBucket())
     world.consumer.disable_rate_limits = True
     world.send(3)
     assert len(world.batches) == 1
@@ -174,7 +148,7 @@ def test_worker_disable_rate_limits(app: Any, clock: Clock) -> None:
 
 def test_what_waits_is_retired_with_the_buffer(app: Any, clock: Clock) -> None:
     """With the connection, batches that wait for a token are dropped too, oldest first."""
-    world = World(app, Bucket())
+    world = LimitedWorker(app, HandBucket())
     world.send(4)
     retired = world.strategy.retire()
     assert [request.id for request in retired] == ids(0, 1, 2, 3)
@@ -183,7 +157,7 @@ def test_what_waits_is_retired_with_the_buffer(app: Any, clock: Clock) -> None:
 
 def test_the_bucket_of_celery(app: Any, clock: Clock) -> None:
     """Celery's own bucket is what counts: one batch at once, the next after its time."""
-    world = World(app, TokenBucket(0.001, capacity=1))
+    world = LimitedWorker(app, TokenBucket(0.001, capacity=1))
     world.send(6)
     assert len(world.batches) == 1
     assert world.timer.eta == 1001.0

@@ -8,14 +8,7 @@ from celery.utils.imports import qualname
 from celery.worker.request import Request
 
 from celery_batches.worker.member_request import MemberRequest, member_class
-
-
-class Pool:
-    def __init__(self):
-        self.sent = []
-
-    def terminate_job(self, pid, signum):
-        self.sent.append((pid, signum))
+from kit.pool import Pool
 
 
 class Plain:
@@ -45,21 +38,21 @@ def test_the_members_send_a_signal_once_together(end, members):
     pool = Pool()
     for member in members:
         getattr(member, end)(pool, signal.SIGTERM)
-    assert pool.sent == [(1, signal.SIGTERM)]
+    assert pool.terminated == [(1, signal.SIGTERM)]
 
 
 def test_another_signal_is_sent(members):
     pool = Pool()
     members[0].terminate(pool, signal.SIGTERM)
     members[1].terminate(pool, signal.SIGKILL)
-    assert pool.sent == [(1, signal.SIGTERM), (1, signal.SIGKILL)]
+    assert pool.terminated == [(1, signal.SIGTERM), (1, signal.SIGKILL)]
 
 
 def test_who_has_asked_before_is_heard_again(members):
     pool = Pool()
     for member in members[:2] * 2:
         member.terminate(pool, signal.SIGTERM)
-    assert pool.sent == [(1, signal.SIGTERM)] * 3
+    assert pool.terminated == [(1, signal.SIGTERM)] * 3
 
 
 def test_what_the_pool_could_not_send_counts_as_not_sent(members):
@@ -72,7 +65,7 @@ def test_what_the_pool_could_not_send_counts_as_not_sent(members):
             member.terminate(Unable(), signal.SIGTERM)
     pool = Pool()
     members[0].terminate(pool, signal.SIGTERM)
-    assert pool.sent == [(1, signal.SIGTERM)]
+    assert pool.terminated == [(1, signal.SIGTERM)]
 
 
 def test_a_request_that_is_in_no_batch_yet_sends_its_own():
@@ -80,7 +73,7 @@ def test_a_request_that_is_in_no_batch_yet_sends_its_own():
     member = member_class(Plain)("a")
     for _ in range(2):
         member.cancel(pool, signal.SIGTERM, emit_retry=False)
-    assert len(pool.sent) == 2
+    assert len(pool.terminated) == 2
 
 
 @pytest.mark.parametrize("given", [Task.Request, Request, Plain])

@@ -7,7 +7,6 @@ from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
-import amqp
 import pytest
 from celery.worker import state as worker_state
 from hypothesis import given
@@ -21,32 +20,12 @@ from celery_batches.worker.prefetch import (
     PrefetchRoom,
     count_batches_as_one,
     warn_of_prefetch_limit,
-    without_waiting,
 )
-
-
-class Consumer:
-    """The part of Celery's consumer that has to do with prefetch."""
-
-    def __init__(self, budget: int, **options: Any) -> None:
-        self.initial_prefetch_count = budget
-        #: What the broker was told.
-        self.told: list[int] = []
-        counter = QoS(lambda prefetch_count: self.told.append(prefetch_count), budget, **options)
-        self.qos = Prefetch(counter, lambda: self.initial_prefetch_count)
-        self.controller = SimpleNamespace()
-        self.pool = SimpleNamespace(num_processes=2)
-
-    def loop(self) -> list[int]:
-        """What Celery's event loop does each time it comes round; returns what was told."""
-        self.told.clear()
-        if self.qos.prev != self.qos.value:
-            self.qos.update()
-        return self.told
+from kit.consumer import PrefetchConsumer
 
 
 def make(budget: int, flush_every: int, **options: Any) -> tuple[PrefetchRoom, Prefetch]:
-    consumer = Consumer(budget, **options)
+    consumer = PrefetchConsumer(budget, **options)
     return PrefetchRoom(consumer, flush_every), consumer.qos
 
 
@@ -96,7 +75,7 @@ def test_no_more_batches_than_the_budget_says() -> None:
 
 def test_expected_batches_fill_the_budget() -> None:
     """What is expected has the room that no batch on its way takes, the larger ones in turn."""
-    consumer = Consumer(4)
+    consumer = PrefetchConsumer(4)
     small, large = PrefetchRoom(consumer, 10), PrefetchRoom(consumer, 100)
     small.go_ahead(until=1.0)
     assert consumer.qos.total == 4, "not before it is open"
@@ -119,7 +98,7 @@ def test_expected_batches_fill_the_budget() -> None:
 
 def test_batches_that_were_expected_are_no_news() -> None:
     """While full batches come and go, the broker is told nothing."""
-    consumer = Consumer(4)
+    consumer = PrefetchConsumer(4)
     room = PrefetchRoom(consumer, 10)
     room.open()
     room.go_ahead(until=1.0)
@@ -136,7 +115,7 @@ def test_batches_that_were_expected_are_no_news() -> None:
 
 def test_no_limit_stays_no_limit() -> None:
     """A prefetch count of 0 means unlimited, and is never turned into a limit."""
-    consumer = Consumer(0)
+    consumer = PrefetchConsumer(0)
     room = PrefetchRoom(consumer, 100)
     room.open()
     consumer.qos.charge(100).refund()
@@ -147,7 +126,7 @@ def test_no_limit_stays_no_limit() -> None:
 
 def test_a_batch_of_one_makes_no_round_trip() -> None:
     """A batch of one is an ordinary task to the prefetch budget."""
-    consumer = Consumer(4)
+    consumer = PrefetchConsumer(4)
     consumer.loop()
     PrefetchRoom(consumer, 1).open()
     charge = consumer.qos.charge(1)
@@ -158,7 +137,7 @@ def test_a_batch_of_one_makes_no_round_trip() -> None:
 
 def test_the_broker_is_told_once_of_what_has_come_together() -> None:
     """A batch that ends while another is sent changes nothing for the broker."""
-    consumer = Consumer(4)
+    consumer = PrefetchConsumer(4)
     room = PrefetchRoom(consumer, 10)
     room.open()
     charge = consumer.qos.charge(10)
@@ -171,11 +150,11 @@ def test_the_broker_is_told_once_of_what_has_come_together() -> None:
 
 def test_room_that_is_made_while_the_broker_is_told() -> None:
     """Where the answer is waited for, messages may come in: what they need is told next."""
-    consumer = Consumer(4)
+    consumer = PrefetchConsumer(4)
     first, second = PrefetchRoom(consumer, 10), PrefetchRoom(consumer, 20)
 
     def basic_qos(prefetch_count: int) -> None:
-        consumer.told.append(prefetch_count)
+        consumer.prefetch_counts.append(prefetch_count)
         second.open()
 
     consumer.qos.callback = basic_qos
@@ -185,60 +164,9 @@ def test_room_that_is_made_while_the_broker_is_told() -> None:
     assert consumer.loop() == []
 
 
-class Channel(amqp.Channel):  # type: ignore[misc]  # py-amqp is not typed
-    """Of a connection that nobody reads from."""
-
-    def __init__(self) -> None:
-        self.sent: list[Any] = []
-        self.waited_for: list[Any] = []
-
-    def send_method(self, *args: Any, wait: Any = None, **options: Any) -> None:
-        self.sent.append((args, options))
-        self.waited_for.append(wait)
-
-
-def consumer_on(channel: Any, *, global_: bool = True) -> Any:
-    """Return a consumer whose messages come in on that channel."""
-    return SimpleNamespace(
-        connection=SimpleNamespace(
-            qos_semantics_matches_spec=not global_, transport=SimpleNamespace(driver_type="amqp")
-        ),
-        qos_global=global_,
-        task_consumer=SimpleNamespace(channel=channel),
-    )
-
-
-def test_an_amqp_broker_is_told_what_py_amqp_tells_it_and_not_waited_for() -> None:
-    consumer = consumer_on(channel := Channel())
-    tell = without_waiting(consumer)
-    assert tell is not None
-    tell(7)
-    channel.basic_qos(0, 7, True)
-    ours, celerys = channel.sent
-    assert ours == celerys
-    assert channel.waited_for[0] is None
-    assert channel.waited_for[1] is not None
-
-
-def test_brokers_that_are_told_in_celerys_way() -> None:
-    """Others than AMQP, counts of single consumers, and channels with a way of their own."""
-
-    class Own(Channel):
-        def basic_qos(self, *args: Any, **options: Any) -> None:
-            """Do something else."""
-
-    assert without_waiting(consumer_on(Channel())) is not None
-    for consumer in (
-        consumer_on(SimpleNamespace()),
-        consumer_on(Own()),
-        consumer_on(Channel(), global_=False),
-    ):
-        assert without_waiting(consumer) is None
-
-
 def test_charges_are_refunded_to_the_connection_they_came_from() -> None:
     """What an old connection's batch gives back does not shrink the budget of the new one."""
-    consumer = Consumer(4)
+    consumer = PrefetchConsumer(4)
     first, room = consumer.qos, PrefetchRoom(consumer, 10)
     room.open()
     charge = first.charge(10)
@@ -281,7 +209,7 @@ def test_the_room_is_exact(budget: int, flush_every: int, steps: list[int | None
 
 def test_celery_counts_on_as_if_there_were_no_room() -> None:
     """The pool grows and shrinks, and Celery restores its count after a reconnect, beside it."""
-    consumer = Consumer(4)
+    consumer = PrefetchConsumer(4)
     room = PrefetchRoom(consumer, 100)
     room.open()
     charges = [consumer.qos.charge(100) for _ in range(6)]
@@ -297,9 +225,9 @@ def test_celery_counts_on_as_if_there_were_no_room() -> None:
         other.finish()
     # As `Consumer._restore_prefetch_count_after_connection_restart` does.
     consumer.qos.value = 6
-    consumer.told.clear()
+    consumer.prefetch_counts.clear()
     consumer.qos.set(consumer.qos.value)
-    assert consumer.told == [6 + 100 + 99]
+    assert consumer.prefetch_counts == [6 + 100 + 99]
     charge.finish()
     room.close()
     assert consumer.loop() == [6]
@@ -307,7 +235,7 @@ def test_celery_counts_on_as_if_there_were_no_room() -> None:
 
 def test_amqp_can_count_to_65535() -> None:
     """Beyond that kombu sets no limit at all: the room ends there."""
-    consumer = Consumer(4)
+    consumer = PrefetchConsumer(4)
     room = PrefetchRoom(consumer, 65_000)
     room.open()
     charge = consumer.qos.charge(65_000)
@@ -318,7 +246,7 @@ def test_amqp_can_count_to_65535() -> None:
 
 def test_a_budget_that_amqp_cannot_count_is_no_limit(caplog: pytest.LogCaptureFixture) -> None:
     """As Celery has it, and kombu warns."""
-    consumer = Consumer(70_000)
+    consumer = PrefetchConsumer(70_000)
     PrefetchRoom(consumer, 100).open()
     assert consumer.loop() == [0]
 
@@ -373,7 +301,7 @@ class TestDisabledPrefetch:
     """`worker_disable_prefetch`: a message is taken in when a process is free for it."""
 
     def consumer(self, buffered: int = 0) -> Any:
-        consumer: Any = Consumer(8)
+        consumer: Any = PrefetchConsumer(8)
         channel = SimpleNamespace(do_restore=False)
         channel.qos = VirtualQoS(channel, 0)
         consumer.task_consumer = SimpleNamespace(channel=channel)

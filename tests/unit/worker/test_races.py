@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from kombu.asynchronous.semaphore import DummyLock
 from kombu.common import QoS
-from unit.interleave import Stage, SteppedRLock, explore
-from unit.worker.actors import World
 
 import celery_batches.pool.marking
 import celery_batches.request
@@ -25,11 +23,14 @@ from celery_batches.core.outcomes import UNMARKED, Done, Failed, Outcome
 from celery_batches.core.slot import OutcomeSlot
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.prefetch import Prefetch
+from kit.actors import StagedWorker
+from kit.interleave import SteppedRLock, explore
+from kit.stage import Stage
 
 
 def test_what_waited_for_a_slot_is_sent_without_the_lock(task: Any) -> None:
     """A signal handler may do so (cold shutdown stops the pool), while its thread has the lock."""
-    with World(task, ()) as world:
+    with StagedWorker(task, ()) as world:
         world.receiver(2)
         jobs: list[BatchJob] = []
         world.consumer.on_task_request = jobs.append  # type: ignore[method-assign]

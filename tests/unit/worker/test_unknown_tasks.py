@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from celery import signals
 from nonsense import call
-from unit.inprocess import Delivery, InProcessWorker, Problems
-from unit.support import Clock
 
 from celery_batches import Batches
 from celery_batches.worker.unknown_tasks import Strategies
+from kit.clock import Clock
+from kit.deliveries import Delivery
+from kit.log import Problems
+from kit.worker import InProcessWorker
 
 
 @pytest.fixture
