@@ -11,7 +11,13 @@ from celery.exceptions import ImproperlyConfigured
 
 from .compat import is_pydantic
 
-__all__ = ("check_body", "check_flush_every", "check_flush_interval", "check_removed")
+__all__ = (
+    "check_body",
+    "check_flush_every",
+    "check_flush_interval",
+    "check_removed",
+    "is_computed",
+)
 
 #: What old Celery tasks could have, and Celery passes over in silence since 4.0, with what to do.
 REMOVED = {
@@ -21,6 +27,11 @@ REMOVED = {
     "execute": "override flush() to see each batch before it goes to the pool",
     "get_logger": "use celery.utils.log.get_task_logger(__name__)",
 }
+
+
+def is_computed(value: Any) -> bool:
+    """Whether an option of a class is a property, or the like: only an instance has a value."""
+    return hasattr(type(value), "__get__") and not callable(value)
 
 
 def check_removed(task: type) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from celery import Task
@@ -11,7 +11,14 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
-from .options import REMOVED, check_body, check_flush_every, check_flush_interval, check_removed
+from .options import (
+    REMOVED,
+    check_body,
+    check_flush_every,
+    check_flush_interval,
+    check_removed,
+    is_computed,
+)
 from .pool.body import keep_body
 from .pool.running import running_batch
 from .request import SimpleRequest
@@ -41,10 +48,12 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
     #: Whether calls are checked against the signature of the body. Their arguments are not for it.
     typing = False
 
-    #: The number of requests in a full batch, an int of at least 1.
+    #: The number of requests in a full batch, an int of at least 1. May be a property, and may be
+    #: set while the worker runs: it is read for each request.
     flush_every: int = 10
 
     #: How long a request waits for its batch to fill, in seconds or as a ``datetime.timedelta``.
+    #: May be a property, and may be set while the worker runs: it is read for each request.
     flush_interval: Any = 30
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,8 +78,12 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
     @classmethod
     def _check_options(cls) -> None:
         name = cls.name or f"{cls.__module__}.{cls.__qualname__}"
-        check_flush_every(name, cls.flush_every)
-        check_flush_interval(name, cls.flush_interval)
+        for value, check in (
+            (cls.flush_every, check_flush_every),
+            (cls.flush_interval, check_flush_interval),
+        ):
+            if not is_computed(value):
+                check(name, value)
         check_body(name, cls.run)
         check_removed(cls)
 
@@ -277,51 +290,58 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             app: The Celery app.
             consumer: The worker's ``celery.worker.consumer.Consumer``.
         """
-        from .worker.member_request import member_class
         from .worker.strategy import BatchStrategy, strategy_of
 
-        self._check_options()
-        keep_body(task)
-        task.Request = member_class(task.Request)
-        strategy = BatchStrategy(task, app, consumer)
         old = strategy_of(consumer, task.name)
+        if old is None:
+            # Later, what makes no sense must not end a worker that runs: it is logged.
+            self._check_options()
+        keep_body(task)
+        strategy = BatchStrategy(task, app, consumer, old=old)
         if old is not None:
             strategy.take_over(old)
         return strategy.on_message
 
-    def flush(self, requests: Collection[Any]) -> Any:
+    def flush(self, requests: Iterable[Any]) -> Any:
         """Send requests to the worker's pool as one batch.
 
-        The worker calls this for each batch; a subclass may extend it.
+        The worker calls this for each batch; a subclass may extend it. Requests that an override
+        has not passed on when it returns are acknowledged and ignored, with a warning; those that
+        it has acknowledged or rejected, without one. If it passes them on later, they still run. If
+        it raises, those that it has not passed on fail with that exception.
 
         Arguments:
             requests: The ``celery.worker.request.Request`` of each member, as the worker buffered
-                them.
+                them. Each runs once, also if it is passed on again.
 
         Raises:
-            ValueError: If they are not a worker's buffered requests.
+            ValueError: If they are not requests that a worker has buffered for this task.
         """
         return self.apply_buffer(requests)
 
     def apply_buffer(
-        self, requests: Collection[Any], args: Sequence[Any] = (), kwargs: Any = None
+        self, requests: Iterable[Any], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Send requests to the worker's pool as one batch, as `flush` does.
 
         Arguments:
             requests: The ``celery.worker.request.Request`` of each member.
             args: Positional arguments for the body, if it shall not be just the list of requests.
+                Each `SimpleRequest` in them, made by ``SimpleRequest.from_request``, stands for its
+                request: what the body marks it as counts. Those that were revoked or have expired
+                are left out of lists, tuples, sets and dictionaries.
             kwargs: Not used; there for the signature of 0.1.
+
+        Raises:
+            ValueError: If they are not requests that a worker has buffered for this task, or there
+                is a `SimpleRequest` in ``args`` that is none of them.
         """
-        if not requests:
+        members = requests if isinstance(requests, Sequence) else list(requests)
+        if not members:
             return None
-        strategy = getattr(next(iter(requests)), "batch_strategy", None)
-        if strategy is None:
-            raise ValueError(
-                f"{self.name}: only requests that a worker has buffered can be flushed; "
-                f"use apply_async() to send a call, or apply() to run one here"
-            )
-        return strategy.dispatch(requests, tuple(args) or None)
+        from .worker.strategy import strategy_for
+
+        return strategy_for(self.name, members).dispatch(members, tuple(args) or None)
 
     def apply(
         self,

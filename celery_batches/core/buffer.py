@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, overload
 
-__all__ = ("Batch", "Buffer", "Trigger")
+__all__ = ("Batch", "Buffer", "Limits", "Trigger")
 
 T = TypeVar("T")
 
@@ -40,55 +40,80 @@ class Batch(Sequence[T]):
         return self.items[index]
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a batch is flushed.
+
+    Attributes:
+        flush_every: The number of items in a full batch, at least 1.
+        flush_interval: Seconds that an item may wait, more than 0.
+    """
+
+    flush_every: int
+    flush_interval: float
+
+
 class Buffer(Generic[T]):
     """Collects items until there are enough of them or the oldest has waited long enough.
 
     Every time is in seconds of one monotonic clock, which the caller owns.
 
-    Arguments:
-        flush_every: The number of items in a full batch, at least 1.
-        flush_interval: Seconds that an item may wait, more than 0.
+    Attributes:
+        limits: When a batch is flushed. They may be changed at any time, and hold for what is
+            buffered by then too.
     """
 
-    __slots__ = ("_deadline", "_items", "flush_every", "flush_interval")
+    __slots__ = ("_arrivals", "_items", "limits")
 
-    def __init__(self, *, flush_every: int, flush_interval: float) -> None:
-        self.flush_every = flush_every
-        self.flush_interval = flush_interval
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self._items: list[T] = []
-        self._deadline: float | None = None
+        #: When each item came in.
+        self._arrivals: list[float] = []
 
     def __len__(self) -> int:
         return len(self._items)
 
     @property
+    def is_full(self) -> bool:
+        """Whether there are enough items for a full batch."""
+        return len(self._items) >= self.limits.flush_every
+
+    @property
     def next_wakeup(self) -> float | None:
         """When `poll` will have something to emit, or ``None`` while the buffer is empty."""
-        return self._deadline
+        return self._arrivals[0] + self.limits.flush_interval if self._arrivals else None
 
-    def add(self, item: T, *, now: float) -> Batch[T] | None:
-        """Take in an item; return the batch that it makes full, if it does."""
-        if self._deadline is None:
-            self._deadline = now + self.flush_interval
+    def add(self, item: T, *, now: float) -> bool:
+        """Take in an item; return whether there are enough for a full batch now."""
         self._items.append(item)
-        if len(self._items) >= self.flush_every:
-            return self._emit("size")
-        return None
+        self._arrivals.append(now)
+        return len(self._items) >= self.limits.flush_every
+
+    def take_full(self) -> Batch[T] | None:
+        """Return a full batch of the oldest items, if there are so many."""
+        return self._emit("size") if self.is_full else None
 
     def poll(self, *, now: float) -> list[Batch[T]]:
         """Return what is due: everything, once the oldest item has waited `flush_interval`."""
-        if self._deadline is None or now < self._deadline:
-            return []
-        return [self._emit("interval")]
+        wakeup = self.next_wakeup
+        return self.drain("interval") if wakeup is not None and wakeup <= now else []
 
     def drain(self, trigger: Trigger = "shutdown") -> list[Batch[T]]:
         """Return all that is left, as batches to be run."""
-        return [self._emit(trigger)] if self._items else []
+        batches = []
+        while self._items:
+            batches.append(self._emit("size" if self.is_full else trigger))
+        return batches
 
     def discard(self) -> list[T]:
         """Forget all that is left and return it: it will not be run from here."""
-        items, self._items, self._deadline = self._items, [], None
+        items, self._items, self._arrivals = self._items, [], []
         return items
 
     def _emit(self, trigger: Trigger) -> Batch[T]:
-        return Batch(tuple(self.discard()), trigger)
+        """Return the oldest items as a batch: never more than `flush_every`."""
+        size = self.limits.flush_every
+        batch = Batch(tuple(self._items[:size]), trigger)
+        del self._items[:size], self._arrivals[:size]
+        return batch

@@ -25,7 +25,7 @@ ETA_TOO_LATE = (
 )
 
 
-def warn_of_visibility_timeout(task: Any, channel: Any) -> None:
+def warn_of_visibility_timeout(task: Any, channel: Any, interval: float) -> None:
     """Warn if messages may wait in the buffer for longer than the broker waits for them.
 
     Kombu's transports for Redis, SQS and a few others have such a time-out; others have none.
@@ -33,23 +33,22 @@ def warn_of_visibility_timeout(task: Any, channel: Any) -> None:
     Arguments:
         task: The batch task.
         channel: The channel that its messages come on.
+        interval: Its ``flush_interval`` in seconds.
     """
     timeout = _visibility_timeout(channel)
-    interval = task.flush_interval_seconds
     if timeout is not None and interval >= timeout:
         late = ", and with acks_late for the batch to end" if task.acks_late else ""
         wanted = max(3600, round(2 * interval))
         logger.warning(TOO_LATE, task.name, interval, timeout, late, wanted)
 
 
-def warn_of_eta(task: Any, channel: Any, wait: float) -> bool:
+def warn_of_eta(task: Any, channel: Any, wait: float, interval: float) -> bool:
     """Warn if a call that waits so many seconds for its ETA, and then for its batch, is too late.
 
     Returns:
         Whether it is.
     """
     timeout = _visibility_timeout(channel)
-    interval = task.flush_interval_seconds
     if timeout is None or wait + interval < timeout:
         return False
     wanted = max(3600, round(2 * (wait + interval)))

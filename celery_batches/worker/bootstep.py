@@ -11,12 +11,10 @@ from ..compat import disables_prefetch, has_static_prefetch
 from ..core.shortcuts import enabled_shortcuts
 from ..transports.amqp_prefetch import without_waiting
 from ..transports.amqp_reader import read_many
-from ..transports.visibility import warn_of_visibility_timeout
 from .prefetch import (
     Prefetch,
     count_batches_as_one,
     prefetch_of,
-    warn_of_prefetch_limit,
 )
 from .strategy import BatchStrategy, strategy_of
 from .unknown_tasks import Strategies
@@ -51,8 +49,7 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         c.qos = Prefetch(c.qos, lambda: c.initial_prefetch_count, tell)
         strategies = self._strategies(c)
         for strategy in strategies:
-            warn_of_prefetch_limit(strategy.task, c.initial_prefetch_count)
-            warn_of_visibility_timeout(strategy.task, c.task_consumer.channel)
+            strategy.warn_of_broker_limits()
             if has_static_prefetch(c):
                 # One batch is filled while as many others run as there are processes.
                 strategy.reserve(int(c.pool.num_processes) + 1)

@@ -19,21 +19,25 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 from kombu.utils.uuid import uuid
 
 from ..compat import TIMEOUT_IS_FAILURE
+from ..errors import error_info, exception_of
 from ..pool.trace import trace_batch
 from ..request import SimpleRequest
 from .acks import collect_acks
+from .body_args import BodyArguments
+from .member_request import MemberRequest, SignalLog, terminate_with
 from .prefetch import Charge
 
 __all__ = ("BatchJob",)
 
 logger = get_logger(__name__)
+
+Requests = Sequence[MemberRequest]
 
 #: A hard and a soft time limit in seconds, if there are such.
 Limits = tuple[float | None, float | None]
@@ -47,8 +51,8 @@ class BatchJob:
         requests: The ``celery.worker.request.Request`` of each member.
         trigger: Why the batch was flushed.
         hostname: Node name of the worker.
-        drop: Called at the last moment, with the members that would run. Returns whether it has let
-            them go, since their connection is over.
+        still_ours: Called at the last moment, with the members that would run. Returns those that
+            may, since their connection is not lost, and releases the rest.
         charge: What the prefetch budget is charged for it, if it has room for batches.
         body_args: Positional arguments for the body, if not just the members.
     """
@@ -56,22 +60,22 @@ class BatchJob:
     def __init__(
         self,
         task: Any,
-        requests: Sequence[Any],
+        requests: Requests,
         *,
         trigger: str,
         hostname: str,
-        drop: Callable[[Sequence[Any]], bool] | None = None,
+        still_ours: Callable[[Requests], Requests] | None = None,
         charge: Charge | None = None,
-        body_args: tuple[Any, ...] | None = None,
+        body_args: BodyArguments | None = None,
     ) -> None:
         self.id: str = uuid()
         self.task = task
         self.requests = requests
         self.trigger = trigger
         self.hostname = hostname
-        self._drop = drop
+        self.body_args = body_args
+        self._still_ours = still_ours
         self._charge = charge
-        self._body_args = body_args
         #: What the pool holds while the batch waits there, unless the pool has processes.
         self._members: list[SimpleRequest] = []
         self._lock = Lock()
@@ -85,21 +89,38 @@ class BatchJob:
         """Send the batch to the pool, without the members that were revoked or have expired.
 
         Raises:
-            celery.exceptions.TaskRevokedError: If no member is left, or their connection is over.
+            celery.exceptions.TaskRevokedError: If no member is left, since all are revoked, their
+                connection is lost, or the pool has refused the batch. The worker frees the slot of
+                the pool then.
         """
         members, limits = self._take_members()
+        # Before it is asked what is still ours: what is withdrawn after that leaves this list.
         self._members = members
-        if not members or (self._drop is not None and self._drop(self.requests)):
+        self._leave_lost(members)
+        if not self.requests:
             self._finish()
             raise TaskRevokedError(self.id)
-        myself = ref(self)
-        for request in self.requests:
-            # `Request.terminate` and `Request.cancel` end with a call of its `terminate`.
-            request._apply_result = myself
+        try:
+            result = self._apply_async(pool, members, limits)
+        except Exception as exc:
+            if self._accepted:
+                raise
+            self._fail(exc)
+            raise TaskRevokedError(self.id) from exc
+        self._result = None if result is None else ref(result)
+        if result is not None:
+            signalled: SignalLog = {}
+            for request in self.requests:
+                request.signalled = signalled
+        return result
+
+    def _apply_async(self, pool: Any, members: list[SimpleRequest], limits: set[Limits]) -> Any:
+        terminate_with(self.requests, ref(self))
         hard, soft = self._batch_limits(pool, limits)
-        result = pool.apply_async(
+        args = None if self.body_args is None else self.body_args.fit(members)
+        return pool.apply_async(
             trace_batch,
-            args=(self.task.name, self.id, members, self.trigger, self.hostname, self._body_args),
+            args=(self.task.name, self.id, members, self.trigger, self.hostname, args),
             accept_callback=self.on_accepted,
             timeout_callback=self.on_timeout,
             callback=self.on_success,
@@ -108,12 +129,21 @@ class BatchJob:
             timeout=hard,
             correlation_id=self.id,
         )
-        self._result = None if result is None else ref(result)
-        if result is not None:
-            signalled: dict[int, set[str]] = {}
-            for request in self.requests:
-                request.signalled = signalled
-        return result
+
+    @collect_acks()
+    def _fail(self, exc: Exception) -> None:
+        """The pool has refused the batch."""
+        logger.critical(
+            "Batch %s[%s] of %d requests fails, since the pool has refused it: %r",
+            self.task.name,
+            self.id,
+            len(self.requests),
+            exc,
+            exc_info=True,
+        )
+        reason = error_info(exc)
+        self._tell(lambda request: request.fail(reason))
+        self._finish()
 
     def _batch_limits(self, pool: Any, limits: set[Limits]) -> Limits:
         """Return the tightest hard and soft time limit that any member has."""
@@ -131,12 +161,15 @@ class BatchJob:
         Of the requests, only those that it stands for are kept.
         """
         requests, members, limits = [], [], set()
+        make = SimpleRequest.from_request
+        if self.body_args is not None:
+            make = self.body_args.simple_request
         for request in self.requests:
             try:
                 if request.revoked():
                     continue
                 its_limits = _time_limits(request)
-                members.append(SimpleRequest.from_request(request))
+                members.append(make(request))
             except Exception as exc:
                 self._refuse(request, exc)
             else:
@@ -145,27 +178,42 @@ class BatchJob:
         self.requests = requests
         return members, limits
 
+    def _leave_lost(self, members: list[SimpleRequest]) -> None:
+        """Keep only the requests whose connection is not lost, and their members."""
+        if self._still_ours is None or not self.requests:
+            return
+        requests = self.requests
+        ours = self._still_ours(requests)
+        if len(ours) == len(requests):
+            return
+        kept = set(map(id, ours))
+        with self._lock:
+            if self.requests is requests:  # It was not withdrawn meanwhile.
+                self.requests = ours
+                pairs = zip(requests, members, strict=True)
+                members[:] = [member for request, member in pairs if id(request) in kept]
+
     def _refuse(self, request: Any, exc: Exception) -> None:
         """Reject a request whose headers make no sense, and tell its caller and the log."""
         reason = InvalidTaskError(f"Cannot run {request.humaninfo()} in a batch: {exc!r}")
         reason.__cause__ = exc
         request.reject(requeue=False)
         # Celery logs what it is told.
-        self._tell_one(request.on_failure, _einfo(reason))
+        self._tell_one(request.on_failure, error_info(reason))
 
-    def drop(self) -> None:
-        """Do not run the batch if it still waits: with its connection, the messages have gone back.
+    def withdraw(self) -> Requests:
+        """Return the members, unless the pool has started on them; the batch does not run then.
 
-        Celery empties its own queues then, but not those inside of a pool of threads or greenlets.
+        Celery empties its own queues when a connection is lost, but not those inside of a pool of
+        threads or greenlets.
         """
         with self._lock:
             if self._accepted:
-                return
-            dropped, self.requests = self.requests, ()
+                return ()
+            withdrawn, self.requests = self.requests, ()
             self._members.clear()
-        for request in dropped:
-            worker_state.task_ready(request)
         self._finish()
+        return withdrawn
 
     @collect_acks()
     def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -188,7 +236,7 @@ class BatchJob:
         if isinstance(returned, ExceptionInfo):
             return self.on_failure(returned)
         if not self.requests:
-            return  # It was dropped, too late for the process that ran it.
+            return  # It was withdrawn, too late for the process that ran it.
         _, reports, runtime = returned
         if reports is None:
             return self._on_killed()
@@ -204,12 +252,14 @@ class BatchJob:
         """The pool could not run the batch, or lost the process that did."""
         if not self.requests:
             return
-        exc = _exception_of(exc_info)
-        if isinstance(exc, Terminated | SystemExit) and any(map(_is_ended, self.requests)):
+        exc = exception_of(exc_info)
+        if isinstance(exc, Terminated | SystemExit) and any(
+            request.is_ended for request in self.requests
+        ):
             self._on_terminated()
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             lost = WorkerLostError(f"Worker exited prematurely: {exc!r}.")
-            self._on_lost(_einfo(lost), self.requests)
+            self._on_lost(error_info(lost), self.requests)
         elif isinstance(exc, TimeLimitExceeded):
             # `on_timeout` follows and does the rest.
             self._tell(
@@ -237,46 +287,55 @@ class BatchJob:
 
         It is in the middle of that, or has done it: gevent does not wait for a greenlet to end.
         """
-        if self._terminated or self.task.acks_late or any(map(_is_ended, self.requests)):
+        if (
+            self._terminated
+            or self.task.acks_late
+            or any(request.is_ended for request in self.requests)
+        ):
             self._killed = True
             for request in self.requests:
                 worker_state.task_ready(request)
-                request.batch_job = self  # The pool has forgotten it.
+                request.killed_job = self  # The pool has forgotten it.
             self._finish()
             self._settle_killed()
         else:
-            self.on_failure(_einfo(Terminated("killed")))
+            self.on_failure(error_info(Terminated("killed")))
+
+    def _is_any_ended(self) -> bool:
+        return any(request.is_ended for request in self.requests)
 
     def _settle_killed(self) -> None:
         """Tell the other members, once the greenlet is gone and Celery has told the first."""
         # On a lost connection, Celery cancels all of them, one after the other.
-        cancelled = any(request._already_cancelled for request in self.requests)
+        cancelled = any(request.is_cancelled for request in self.requests)
         if self._killed and self._terminated and not cancelled:
             self._on_terminated()
 
     def _on_terminated(self) -> None:
         """Tell the members that were revoked. For the others, the process was lost."""
-        for request in filter(_is_ended, self.requests):
-            self._tell_one(request.on_failure, _einfo(Terminated("revoked")))
+        for request in self.requests:
+            if not request.is_ended:
+                continue
+            self._tell_one(request.on_failure, error_info(Terminated("revoked")))
             # Celery would announce it again if it was about to terminate this one too.
             request.time_start = None
         self._leave_behind()
 
     def _leave_behind(self) -> None:
         """Some members were revoked or cancelled: for the others, the process was lost."""
-        lost = [request for request in self.requests if not _is_ended(request)]
+        lost = [request for request in self.requests if not request.is_ended]
         if lost:
             reason = "Its process was ended to terminate another request of the batch."
-            self._on_lost(_einfo(WorkerLostError(reason)), lost)
+            self._on_lost(error_info(WorkerLostError(reason)), lost)
 
-    def _on_lost(self, exc_info: Any, requests: Sequence[Any]) -> None:
+    def _on_lost(self, exc_info: Any, requests: Sequence[MemberRequest]) -> None:
         """The process is gone, and with it what it knew."""
         logger.error(
             "Batch %s[%s] of %d requests was lost: %s",
             self.task.name,
             self.id,
             len(requests),
-            _exception_of(exc_info),
+            exception_of(exc_info),
         )
         for request in requests:
             # All that Celery does not do then is to log it once more.
@@ -329,30 +388,3 @@ def _time_limits(request: Any) -> Limits:
 
 def _tightest(limits: Sequence[float | None], default: float | None) -> float | None:
     return min(filter(None, [limit or default for limit in limits]), default=None)
-
-
-def _is_ended(request: Any) -> bool:
-    """Whether a request was ended while it ran, or is about to be told so."""
-    told = request._already_revoked or request._already_cancelled
-    return bool(told or request.id in worker_state.revoked or _is_revoked_by_stamp(request))
-
-
-def _is_revoked_by_stamp(request: Any) -> bool:
-    revoked = worker_state.revoked_stamps
-    return any(
-        stamp in (maybe_list(revoked.get(header)) or ())
-        for header, stamps in request.stamps.items()
-        for stamp in maybe_list(stamps) or ()
-    )
-
-
-def _exception_of(exc_info: Any) -> BaseException:
-    exc: BaseException = exc_info.exception
-    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-
-
-def _einfo(exc: Exception) -> ExceptionInfo:
-    try:
-        raise exc
-    except type(exc):
-        return ExceptionInfo()

@@ -1,52 +1,189 @@
-"""Celery's ``Request`` as a member of a batch. Runs in the worker's main process."""
+"""Celery's ``Request`` as a member of a batch. Runs in the worker's main process.
+
+`MemberRequest` declares everything that this package adds to Celery's request. No other module
+touches the private attributes of Celery's request.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
+from billiard.einfo import ExceptionInfo
+from celery import signals
+from celery.app.task import Context
+from celery.exceptions import Ignore, Reject
+from celery.utils.functional import maybe_list
+from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
-__all__ = ("Member", "member_class")
+from ..errors import exception_of
+
+if TYPE_CHECKING:
+    from weakref import ref
+
+    from .job import BatchJob
+    from .strategy import BatchStrategy
+
+__all__ = ("MemberRequest", "SignalLog", "member_class", "terminate_with")
+
+#: The ids of the members that have sent a signal to the process of their batch, by signal.
+SignalLog = dict[int, set[str]]
 
 
-class Member:
-    """Mixed into the ``Request`` of a task: the process of a batch gets each signal once.
+class TerminatingPool(Protocol):
+    """What Celery's request needs of a pool to end a process."""
 
-    Celery ends a request by a signal to its process, and on a cold shutdown does so for each
-    request that runs. The second SIGTERM would kill a process that cleans up after the first.
+    def terminate_job(self, pid: int, signal: int) -> None:
+        """Send a signal to a process of the pool."""
+
+
+if TYPE_CHECKING:
+
+    class _Request:
+        """What a batch uses of ``celery.worker.request.Request``, which has no types."""
+
+        id: str
+        name: str
+        task: Any
+        message: Any
+        acknowledged: bool
+        time_limits: Any
+        time_start: float | None
+        on_reject: Any
+        stamps: Mapping[str, Any]
+        args: Any
+        kwargs: Any
+        store_errors: bool
+        _context: Context
+        _already_revoked: bool
+        _already_cancelled: bool
+        _apply_result: ref[BatchJob] | None
+
+        def __init__(self, message: Any, **options: Any) -> None: ...
+        def revoked(self) -> bool: ...
+        def acknowledge(self) -> None: ...
+        def reject(self, requeue: bool = False) -> None: ...
+        def humaninfo(self) -> str: ...
+        def terminate(self, pool: Any, signal: Any = None) -> Any: ...
+        def cancel(self, pool: Any, signal: Any = None, **options: Any) -> Any: ...
+        def on_accepted(self, pid: int, time_accepted: float) -> None: ...
+        def on_timeout(self, soft: bool, timeout: float) -> None: ...
+        def on_success(self, failed__retval__runtime: tuple[bool, Any, float]) -> None: ...
+        def on_failure(
+            self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+        ) -> None: ...
+
+else:
+    _Request = object
+
+
+class MemberRequest(_Request):
+    """Mixed into the ``Request`` class of a batch task.
+
+    Celery ends a request by a signal to its process, and on a cold shutdown it does so for each
+    request that runs. The members of a batch share one process, which gets each signal once: a
+    second SIGTERM would kill a process that cleans up after the first.
     """
 
-    #: Who has sent which signal to the process: the ids, by signal. All members share it.
-    signalled: dict[int, set[str]] | None = None
+    #: Whether a batch answers for this request, or it has ended: nothing else may run it.
+    is_claimed: bool = False
+    #: Whether `flush` has left it out: it is acknowledged, and told as ignored. It may still run.
+    is_left_out: bool = False
+    #: The strategy that has buffered this request.
+    strategy: BatchStrategy | None = None
+    #: The signals that the members of its batch have sent. All members share one log.
+    signalled: SignalLog | None = None
+    #: Its batch, once the pool has forgotten it: Celery still has to terminate this request.
+    killed_job: BatchJob | None = None
 
-    def terminate(self, pool: Any, signal: Any = None) -> Any:
+    def terminate(self, pool: TerminatingPool, signal: Any = None) -> Any:
         """End this request, because it was revoked."""
-        return super().terminate(_Once(self, pool), signal)  # type: ignore[misc]
+        return super().terminate(_Once(self, pool), signal)
 
-    def cancel(self, pool: Any, signal: Any = None, **options: Any) -> Any:
+    def cancel(self, pool: TerminatingPool, signal: Any = None, **options: Any) -> Any:
         """End this request, because the worker stops or has lost its connection."""
-        return super().cancel(_Once(self, pool), signal, **options)  # type: ignore[misc]
+        return super().cancel(_Once(self, pool), signal, **options)
+
+    def fail(self, exc_info: ExceptionInfo) -> None:
+        """Fail as a task that raises, although the pool never got this request. Logs nothing.
+
+        Celery's own method would log each request of a batch by itself. It leaves the result to the
+        pool if it is not to do so.
+        """
+        if not self.task.acks_late:
+            self.acknowledge()  # As when the pool accepts a task.
+        self.on_failure(exc_info, return_ok=True)
+        exc = exception_of(exc_info)
+        if isinstance(exc, Ignore | Reject):
+            return
+        self.task.backend.mark_as_failure(
+            self.id, exc, request=self._context, store_result=self.store_errors
+        )
+        self.task.request_stack.push(self._context)
+        try:
+            signals.task_failure.send(
+                sender=self.task,
+                task_id=self.id,
+                exception=exc,
+                args=self.args,
+                kwargs=self.kwargs,
+                traceback=exc_info.traceback,
+                einfo=exc_info,
+            )
+        finally:
+            self.task.request_stack.pop()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether Celery has cancelled this request: the worker stops or lost its connection."""
+        return self._already_cancelled
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether Celery has ended this request while it ran, or is about to."""
+        return bool(
+            self._already_revoked
+            or self._already_cancelled
+            or self.id in worker_state.revoked
+            or self._is_revoked_by_stamp()
+        )
+
+    def _is_revoked_by_stamp(self) -> bool:
+        revoked = worker_state.revoked_stamps
+        return any(
+            stamp in (maybe_list(revoked.get(header)) or ())
+            for header, stamps in self.stamps.items()
+            for stamp in maybe_list(stamps) or ()
+        )
 
 
 class _Once:
     """The pool, as a member sees it: a signal that a neighbour has sent is not sent again."""
 
-    def __init__(self, request: Any, pool: Any) -> None:
+    def __init__(self, request: MemberRequest, pool: TerminatingPool) -> None:
         self._request = request
         self._pool = pool
 
     def terminate_job(self, pid: int, signal: int) -> None:
         signalled = self._request.signalled
         by = set() if signalled is None else signalled.setdefault(signal, set())
-        # Whoever insists is heard, as in Celery.
+        # A member that sends the same signal again is heard, as in Celery.
         if not by or self._request.id in by:
             self._pool.terminate_job(pid, signal)
         by.add(self._request.id)
 
 
-def member_class(request_class: Any) -> Any:
+def terminate_with(requests: Iterable[MemberRequest], job: ref[BatchJob]) -> None:
+    """Have Celery call ``terminate`` of the batch when it has terminated or cancelled a member."""
+    for request in requests:
+        request._apply_result = job
+
+
+def member_class(request_class: type | str) -> type[MemberRequest]:
     """Return the ``Request`` class of a task, or its name, as one for members of batches."""
     base = symbol_by_name(request_class)
-    if issubclass(base, Member):
-        return base
-    return type(base.__name__, (Member, base), {"__module__": base.__module__})
+    if issubclass(base, MemberRequest):
+        members: type[MemberRequest] = base
+        return members
+    return type(base.__name__, (MemberRequest, base), {"__module__": base.__module__})

@@ -45,6 +45,12 @@ TOO_MANY = (
     "worker_prefetch_multiplier = 0 (no limit)."
 )
 
+STATIC = (
+    "Task %s: flush_every is %d now, but the broker was told to deliver at most %d messages ahead "
+    "when the worker started, and with quorum queues that stays so: batches will be flushed by "
+    "flush_interval only. Set flush_every before the worker starts, or restart it."
+)
+
 
 class Charge:
     """A batch on its way, which the budget is charged one task for.
@@ -189,13 +195,15 @@ class PrefetchRoom:
         flush_every: The number of messages in a full batch.
     """
 
-    __slots__ = ("_consumer", "_flush_every", "_messages", "_prefetch", "ahead_until")
+    __slots__ = ("_consumer", "_flush_every", "_messages", "_prefetch", "_static", "ahead_until")
 
     def __init__(self, consumer: Any, flush_every: int) -> None:
         self._consumer = consumer
         self._flush_every = flush_every
         self._prefetch: Prefetch | None = None
         self._messages = 0
+        #: What the broker was told for good, if it cannot be told of another size.
+        self._static: int | None = None
         #: Until when full batches are expected, if they are.
         self.ahead_until: float | None = None
 
@@ -212,6 +220,34 @@ class PrefetchRoom:
             if self._prefetch is not None:
                 self._messages = self._flush_every * batches
                 self._prefetch.make_room(self._messages)
+                if batches > 1:
+                    self._static = self._messages
+
+    def resize(self, flush_every: int) -> None:
+        """The number of messages in a full batch is another from now on.
+
+        Where the broker cannot be told of that, the room stays as it is.
+        """
+        ahead_until = self.ahead_until
+        self.wait_and_see()
+        self._flush_every = flush_every
+        if self._prefetch is None or self._static is not None:
+            return
+        if flush_every == 1:
+            self.close()
+            return
+        self._prefetch.make_room(flush_every - self._messages)
+        self._messages = flush_every
+        if ahead_until is not None:
+            self.go_ahead(ahead_until)
+
+    def warn_of_static_limit(self, task_name: str) -> None:
+        """Warn if a batch cannot fill any more, since the broker cannot be told to deliver more."""
+        if self._prefetch is None or self._static is None:
+            return
+        most = self._static + int(self._prefetch.value)
+        if self._prefetch.value and self._flush_every > most:
+            logger.warning(STATIC, task_name, self._flush_every, most)
 
     def go_ahead(self, until: float) -> None:
         """Let the broker deliver full batches ahead until then, if there is room for one at all."""
@@ -239,10 +275,10 @@ def prefetch_of(consumer: Any) -> Prefetch | None:
     return consumer.qos if isinstance(consumer.qos, Prefetch) else None
 
 
-def warn_of_prefetch_limit(task: Any, budget: int) -> None:
+def warn_of_prefetch_limit(task_name: str, flush_every: int, budget: int) -> None:
     """Warn if a batch of the task cannot fill, since no broker delivers so many messages ahead."""
-    if budget and task.flush_every > PREFETCH_COUNT_MAX:
-        logger.warning(TOO_MANY, task.name, task.flush_every, PREFETCH_COUNT_MAX)
+    if budget and flush_every > PREFETCH_COUNT_MAX:
+        logger.warning(TOO_MANY, task_name, flush_every, PREFETCH_COUNT_MAX)
 
 
 def count_batches_as_one(consumer: Any, buffered: Callable[[], int]) -> None:

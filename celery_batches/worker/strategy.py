@@ -49,33 +49,43 @@ What may then come in between, and why it does no harm:
 
 from __future__ import annotations
 
-from collections import deque
+import logging
 from collections.abc import Sequence
 from threading import Lock
 from time import monotonic, time
 from typing import Any
 from weakref import WeakValueDictionary
 
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import Ignore, InvalidTaskError, Reject
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 
-from ..core.buffer import Batch, Buffer
+from ..core.buffer import Batch, Buffer, Limits
 from ..core.shortcuts import enabled_shortcuts
-from ..transports.visibility import warn_of_eta
+from ..transports.visibility import warn_of_eta, warn_of_visibility_timeout
+from .accounting import Accounts
 from .acks import DeferredAck, LeanPromise
+from .body_args import BodyArguments
 from .checks import NONSENSE, check_message
+from .flush_options import FlushOptions
 from .job import BatchJob
 from .limits import RateLimit
-from .prefetch import PrefetchRoom, prefetch_of
+from .member_request import MemberRequest, member_class
+from .prefetch import PrefetchRoom, prefetch_of, warn_of_prefetch_limit
 
-__all__ = ("BatchStrategy", "strategy_of")
+__all__ = ("BatchStrategy", "strategy_for", "strategy_of")
 
 logger = get_logger(__name__)
 
 #: Seconds after a full batch in which more of them are expected.
 AHEAD = 1.0
+
+
+FLUSH_RAISED = (
+    "Task %s: flush() has raised %r: %d of the %d requests of its batch had not been passed on, "
+    "and fail with it. To fail requests, pass them on and mark them as failed in the body."
+)
 
 
 class _BufferingConsumer:
@@ -112,19 +122,22 @@ class BatchStrategy:
         task: The batch task.
         app: The Celery app.
         consumer: The worker's consumer.
+        old: The strategy that the consumer had for the task until now.
     """
 
-    def __init__(self, task: Any, app: Any, consumer: Any) -> None:
+    def __init__(
+        self, task: Any, app: Any, consumer: Any, *, old: BatchStrategy | None = None
+    ) -> None:
         self.task = task
+        #: Shared with what takes over: an override of `flush` may keep requests for longer.
+        self.accounts: Accounts = old.accounts if old is not None else Accounts(task.name)
         self.consumer = consumer
         self.connection = consumer.connection
         self._shortcuts = enabled_shortcuts(app.conf)
         self._lock = Lock()
-        self._buffer: Buffer[Any] = Buffer(
-            flush_every=task.flush_every, flush_interval=task.flush_interval_seconds
-        )
-        #: Full batches, which go to the pool at once unless a rate limit holds them back.
-        self._full: deque[Batch[Any]] = deque()
+        self.options: FlushOptions = FlushOptions(task, old.options if old is not None else None)
+        #: Full batches leave it at once, unless a rate limit holds them back.
+        self._buffer: Buffer[MemberRequest] = Buffer(self.options.limits)
         #: The batches of this connection that the pool has, or that wait there, by id. Shared with
         #: what takes over; adding one and listing all are one step each, whatever thread does so.
         self._jobs: WeakValueDictionary[str, BatchJob] = WeakValueDictionary()
@@ -135,9 +148,10 @@ class BatchStrategy:
         self._requeues = False
         #: What has taken over, if the connection goes on.
         self._successor: BatchStrategy | None = None
-        self._room = PrefetchRoom(consumer, task.flush_every)
+        self._room = PrefetchRoom(consumer, self.options.limits.flush_every)
         self._reserved = 0
         self._warned_of_eta = False
+        task.Request = member_class(task.Request)
         self._receive = default_strategy(
             task,
             app,
@@ -149,7 +163,7 @@ class BatchStrategy:
     @property
     def buffered(self) -> int:
         """How many requests are not on their way to the pool yet."""
-        return len(self._buffer) + sum(map(len, self._full))
+        return len(self._buffer)
 
     def reserve(self, batches: int) -> None:
         """Let the broker deliver that many batches, where it cannot be told of more later."""
@@ -180,7 +194,9 @@ class BatchStrategy:
         """A request is about to wait for its ETA."""
         if not self._warned_of_eta:
             channel, wait = request.message.channel, request.eta.timestamp() - time()
-            self._warned_of_eta = warn_of_eta(self.task, channel, wait)
+            self._warned_of_eta = warn_of_eta(
+                self.task, channel, wait, self.options.limits.flush_interval
+            )
 
     def add(self, request: Any) -> None:
         """Put a request that is ready to run into the buffer."""
@@ -188,6 +204,9 @@ class BatchStrategy:
             # Celery (before 5.7) found something wrong with it, has rejected it, and goes on.
             worker_state.task_ready(request)
             return
+        limits = self.options.read()  # Without the lock: a property is the user's code.
+        if limits is not self._buffer.limits:
+            self._change(limits)
         with self._lock:
             over = self._is_over
             batches = () if over else self._add(request)
@@ -197,7 +216,7 @@ class BatchStrategy:
         elif self._successor is not None:
             self._successor.add(request)
         else:
-            self._let_go(request)
+            self.release(request)
 
     @property
     def _is_over(self) -> bool:
@@ -207,28 +226,54 @@ class BatchStrategy:
     def _add(self, request: Any) -> Sequence[Batch[Any]]:
         """Buffer a request; return the batches to be sent. Called under the lock."""
         now = monotonic()
-        self._put(request, now)
-        batches = self._take_full() if self._full else ()
-        self._arm(now)
-        return batches
+        if self._put(request, now):
+            batches = self._take_full()
+            self._arm(now)
+            return batches
+        wakeup = self._buffer.next_wakeup
+        # Most requests find the timer armed.
+        if self._timer_at is None or wakeup is None or wakeup < self._timer_at:
+            self._arm(now)
+        return ()
 
-    def _put(self, request: Any, now: float) -> None:
-        request.batch_strategy = self
+    def _put(self, request: MemberRequest, now: float) -> bool:
+        """Buffer a request; return whether there are enough for a full batch. Under the lock."""
+        request.strategy = self
         self._room.open()
-        batch = self._buffer.add(request, now=now)
-        if batch is not None:
-            self._full.append(batch)
-            if self._limit.is_off and not self._reserved:
-                self._room.go_ahead(until=now + AHEAD)
+        is_full = self._buffer.add(request, now=now)
+        if is_full and self._limit.is_off and not self._reserved:
+            self._room.go_ahead(until=now + AHEAD)
+        return is_full
 
-    def _take_full(self) -> list[Batch[Any]]:
+    def _change(self, limits: Limits) -> None:
+        """Flush by these limits from now on: an option of the task has been set."""
+        with self._lock:
+            self._buffer.limits = limits
+            if not self._retired:
+                self._room.resize(limits.flush_every)
+        self.warn_of_broker_limits()
+
+    def warn_of_broker_limits(self) -> None:
+        """Warn if a batch cannot fill, or a request may wait too long, with this broker."""
+        limits = self.options.limits
+        warn_of_prefetch_limit(
+            self.task.name, limits.flush_every, self.consumer.initial_prefetch_count
+        )
+        if self._reserved:
+            self._room.warn_of_static_limit(self.task.name)
+        channel = getattr(self.consumer.task_consumer, "channel", None)
+        warn_of_visibility_timeout(self.task, channel, limits.flush_interval)
+
+    def _take_full(self) -> list[Batch[MemberRequest]]:
         """Return the full batches that the rate limit lets go. Called under the lock."""
         batches = []
-        while self._full and self._limit.allows():
-            batches.append(self._full.popleft())
+        while self._buffer.is_full and self._limit.allows():
+            batch = self._buffer.take_full()
+            if batch is not None:
+                batches.append(batch)
         return batches
 
-    def _take_due(self, now: float) -> list[Batch[Any]]:
+    def _take_due(self, now: float) -> list[Batch[MemberRequest]]:
         """Return the full batches, and what has waited for its interval. Called under the lock.
 
         What the rate limit does not let go stays in the buffer, where the batch goes on filling.
@@ -236,7 +281,7 @@ class BatchStrategy:
         batches = self._take_full()
         wakeup = self._buffer.next_wakeup
         is_due = wakeup is not None and wakeup <= now
-        if is_due and not self._full and self._limit.allows():
+        if is_due and not self._buffer.is_full and self._limit.allows():
             batches.extend(self._buffer.poll(now=now))
         return batches
 
@@ -247,7 +292,7 @@ class BatchStrategy:
         and a flush by size need not touch it.
         """
         wakeup, ahead_until = self._buffer.next_wakeup, self._room.ahead_until
-        if self._full or (wakeup is not None and wakeup <= now):
+        if self._buffer.is_full or (wakeup is not None and wakeup <= now):
             wakeup = now + self._limit.wait()  # It is held back.
         if ahead_until is not None:
             wakeup = ahead_until if wakeup is None else min(wakeup, ahead_until)
@@ -267,6 +312,9 @@ class BatchStrategy:
             self.consumer.timer.cancel(timer)
 
     def _on_timer(self, armed_for: float) -> None:
+        limits = self.options.read()  # Without the lock: a property is the user's code.
+        if limits is not self._buffer.limits:
+            self._change(limits)
         with self._lock:
             if self._is_over or armed_for != self._timer_at:
                 return  # It was set for something that is over.
@@ -281,44 +329,69 @@ class BatchStrategy:
                 # Nothing has come in since the last flush, or that was one by interval: other tasks
                 # shall not make use of the room.
                 if ahead_until is not None:
-                    self._wake_at(now + self._buffer.flush_interval)
+                    self._wake_at(now + self._buffer.limits.flush_interval)
                 else:
                     self._room.close()
         for batch in batches:
             self._flush(batch)
 
-    def _flush(self, batch: Batch[Any]) -> None:
+    def _flush(self, batch: Batch[MemberRequest]) -> None:
+        """Have the task flush a batch; then account for each request that it has not passed on."""
         try:
             self.task.flush(batch)
         except Exception as exc:
             # It must not be blamed on the message that happened to fill the batch.
-            logger.critical(
-                "Cannot send a batch of %d to the pool for %s: %r",
-                len(batch),
-                self.task.name,
-                exc,
-                exc_info=True,
-            )
+            self._on_flush_error(batch, exc)
+        else:
+            if self.lost is None:
+                self.accounts.leave_out(batch)
+            else:
+                self.accounts.release(batch, self.lost.release)
 
-    def dispatch(self, requests: Any, body_args: tuple[Any, ...] | None = None) -> None:
-        """Send requests to the pool as one batch."""
+    def _on_flush_error(self, batch: Batch[MemberRequest], exc: Exception) -> None:
+        lost = self.lost
+        if lost is not None:
+            self.accounts.release(batch, lost.release)
+        failed = 0 if lost is not None else self.accounts.fail(batch, exc)
+        logger.log(
+            logging.INFO if isinstance(exc, Ignore | Reject) else logging.CRITICAL,
+            FLUSH_RAISED,
+            *(self.task.name, exc, failed, len(batch)),
+            exc_info=True,
+        )
+
+    def dispatch(
+        self, requests: Sequence[MemberRequest], body_args: tuple[Any, ...] | None = None
+    ) -> None:
+        """Send requests to the pool as one batch.
+
+        Raises:
+            ValueError: If the arguments for the body hold requests that are none of these.
+        """
+        args = body_args and BodyArguments(self.task.name, body_args, requests)
+        self._send(requests, args or None)
+
+    def _send(self, requests: Sequence[MemberRequest], args: BodyArguments | None) -> None:
+        members = self.accounts.claim(requests)
+        if not members:
+            return
+        # What left the buffer together is not looked at one by one.
+        is_mixed = type(requests) is not Batch and any(r.strategy is not self for r in members)
         prefetch = prefetch_of(self.consumer)
-        charge = None if prefetch is None else prefetch.charge(len(requests))
         job = BatchJob(
             self.task,
-            list(requests),
+            members,
             trigger=getattr(requests, "trigger", "manual"),
             hostname=self.consumer.hostname,
-            drop=self._drop,
-            charge=charge,
-            body_args=body_args,
+            still_ours=self._still_ours if is_mixed else self._ours_unless_lost,
+            charge=None if prefetch is None else prefetch.charge(len(members)),
+            body_args=args,
         )
         self._jobs[job.id] = job
         try:
             self.consumer.on_task_request(job)
         except BaseException:
-            if charge is not None:
-                charge.finish()
+            self.accounts.unclaim(job.withdraw())
             raise
 
     def take_over(self, old: BatchStrategy) -> None:
@@ -340,11 +413,26 @@ class BatchStrategy:
             self._arm(now)
 
     def drop_waiting(self) -> None:
-        """The connection is lost: run no batch that the pool has not started on."""
+        """The connection is lost: run no batch that the pool has not started on.
+
+        The broker delivers its messages again, but not those that were left out at first, and so
+        acknowledged: these are sent once more.
+        """
         for reference in self._jobs.valuerefs():
             job = reference()
             if job is not None:
-                job.drop()
+                self._drop(job)
+
+    def _drop(self, job: BatchJob) -> None:
+        ours = []
+        for request in job.withdraw():
+            if request.is_left_out:
+                ours.append(request)
+            else:
+                worker_state.task_ready(request)
+        if ours:
+            self.accounts.unclaim(ours)
+            self._send(ours, job.body_args)
 
     def retire(self, *, requeue: bool = False) -> list[Any]:
         """End it, with the connection: nothing that is buffered here will run from here.
@@ -361,7 +449,7 @@ class BatchStrategy:
             requests = self._end()
         # The newest first, so that the oldest is the first to be delivered again.
         for request in reversed(requests):
-            self._let_go(request)
+            self.release(request)
         return requests
 
     def _end(self, successor: BatchStrategy | None = None) -> list[Any]:
@@ -372,14 +460,13 @@ class BatchStrategy:
         # Last, since others look at it without the lock, and then at the rest.
         self._retired = True
         self._disarm()
-        requests = [request for batch in self._full for request in batch]
-        requests += self._buffer.discard()
-        self._full.clear()
+        requests = self._buffer.discard()
         self._room.close()
         return requests
 
-    def _drop(self, requests: Sequence[Any]) -> bool:
-        """Let requests go that are on their way to the pool, if it is too late for them.
+    @property
+    def lost(self) -> BatchStrategy | None:
+        """The last that has taken over from this one, if its connection is lost.
 
         Without the lock: a signal handler that stops the pool may come here while its own thread
         has it.
@@ -387,13 +474,30 @@ class BatchStrategy:
         strategy = self
         while strategy._is_over:
             if strategy._successor is None:
-                for request in reversed(requests):
-                    strategy._let_go(request)
-                return True
+                return strategy
             strategy = strategy._successor
-        return False
+        return None
 
-    def _let_go(self, request: Any) -> None:
+    def _still_ours(self, requests: Sequence[MemberRequest]) -> Sequence[MemberRequest]:
+        """Return those of a batch that may run, and release those whose connection is lost.
+
+        A request that was left out is acknowledged: the broker will not deliver it again.
+        """
+        ours = []
+        for request in reversed(requests):
+            lost = request.strategy and request.strategy.lost
+            if lost is None or request.is_left_out:
+                ours.append(request)
+            else:
+                lost.release(request)
+        return ours[::-1]
+
+    def _ours_unless_lost(self, requests: Sequence[MemberRequest]) -> Sequence[MemberRequest]:
+        """Do as `_still_ours`, of requests that this strategy has buffered."""
+        return requests if self.lost is None else self._still_ours(requests)
+
+    def release(self, request: MemberRequest) -> None:
+        """Let a request go that will not run from here."""
         worker_state.task_ready(request)
         if self._requeues:
             # Now: the event loop that it would be left to has ended.
@@ -405,3 +509,30 @@ def strategy_of(consumer: Any, name: str) -> BatchStrategy | None:
     """Return the consumer's strategy for the task of that name, if it is a batch task."""
     strategy = getattr(consumer.strategies.get(name), "__self__", None)
     return strategy if isinstance(strategy, BatchStrategy) else None
+
+
+def strategy_for(task_name: str, requests: Sequence[Any]) -> BatchStrategy:
+    """Return what can send these requests to the pool as a batch of this task.
+
+    Raises:
+        ValueError: If they are not all requests that a worker has buffered for the task.
+    """
+    found: list[BatchStrategy] = []
+    # What left the buffer together is not looked at one by one.
+    for request in requests[:1] if type(requests) is Batch else requests:
+        strategy = getattr(request, "strategy", None)
+        if strategy is None:
+            raise ValueError(
+                f"{task_name}: only requests that a worker has buffered can be flushed; "
+                f"use apply_async() to send a call, or apply() to run one here"
+            )
+        if strategy in found:
+            continue
+        if strategy.task.name != task_name:
+            raise ValueError(
+                f"{task_name}: only its own requests can be flushed, not those of "
+                f"{strategy.task.name}; use {strategy.task.name}.flush() for these"
+            )
+        found.append(strategy)
+    # Requests that were kept for longer may be those of an older connection.
+    return next((strategy for strategy in found if strategy.lost is None), found[0])

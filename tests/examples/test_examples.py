@@ -185,6 +185,17 @@ def test_last_seen_main_makes_one_batch(load):
         assert runs.get(timeout=DEADLINE) == (states.SUCCESS, "200 calls, 3 users")
 
 
+def test_without_bots_leaves_them_out_of_the_batch(load, caplog):
+    """80 of 100 clicks reach the body; the others are acknowledged without a warning."""
+    example = load("without_bots")
+    with running_worker(example.app) as runs:
+        example.main()
+        state, returned = runs.get(timeout=DEADLINE)
+        assert (state, returned) == (states.SUCCESS, "80 clicks: {'/home': 40, '/about': 40}")
+        assert runs.empty()
+    assert "left out" not in caplog.text
+
+
 def test_bulk_insert_writes_every_row_in_one_batch(load):
     """500 calls become 500 rows by one run of the body."""
     example = load("bulk_insert")

@@ -13,7 +13,7 @@ from celery.worker import state as worker_state
 from kombu import Message
 
 from celery_batches import Batches
-from celery_batches.worker import job, limits, strategy
+from celery_batches.worker import accounting, job, limits, strategy
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.strategy import BatchStrategy
 from kit.clock import Clock, Entry
@@ -24,7 +24,7 @@ from kit.messages import protocol_2
 from kit.stage import Stage
 from kit.stepped import SteppedConsumer, SteppedPool
 
-ADAPTER = (strategy, job, limits)
+ADAPTER = (strategy, accounting, job, limits)
 
 
 class StagedWorker:
@@ -61,9 +61,9 @@ class StagedWorker:
         for module in ("strategy", "job"):
             name = f"celery_batches.worker.{module}.Lock"
             self.patch.setattr(name, partial(SteppedLock, self.stage))
-        self.patch.setattr(
-            "celery_batches.worker.prefetch.RLock", partial(SteppedRLock, self.stage)
-        )
+        for module in ("accounting", "prefetch"):
+            name = f"celery_batches.worker.{module}.RLock"
+            self.patch.setattr(name, partial(SteppedRLock, self.stage))
         self.patch.setattr("celery_batches.worker.strategy.BatchJob", self._job)
         self.consumer = SteppedConsumer(self.app, self.clock, self.pool)
         self.consumer.task_buckets[self.task.name] = None
@@ -85,14 +85,13 @@ class StagedWorker:
         found: BatchStrategy = self.consumer.strategies[self.task.name].__self__
         return found
 
-    def _job(self, *args: Any, drop: Any, **options: Any) -> BatchJob:
-        def drop_if_retired(requests: Any) -> bool:
+    def _job(self, *args: Any, still_ours: Any, **options: Any) -> BatchJob:
+        def ours_if_not_retired(requests: Any) -> Any:
             if not self.retired:
                 self.in_time.add(made.id)
-            dropped: bool = drop(requests)
-            return dropped
+            return still_ours(requests)
 
-        made = BatchJob(*args, drop=drop_if_retired, **options)
+        made = BatchJob(*args, still_ours=ours_if_not_retired, **options)
         return made
 
     # What the actors do.

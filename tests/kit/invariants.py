@@ -24,8 +24,7 @@ def check_each_point(
     """
     wakeups = [entry for entry in armed if entry.fun == strategy._on_timer]
     assert len(wakeups) <= 1, "two timers"
-    assert len(strategy._buffer) < strategy.task.flush_every, "the buffer is too full"
-    if strategy._lock.is_held or not (strategy._buffer or strategy._full):  # type: ignore[attr-defined]  # A stepped lock.
+    if strategy._lock.is_held or not strategy._buffer:  # type: ignore[attr-defined]  # A stepped lock.
         return
     coming = [entry for entry in in_flight if entry.fun == strategy._on_timer]
     assert any(entry.args[0] == strategy._timer_at for entry in wakeups + coming), "no timer"
@@ -81,7 +80,6 @@ def check_the_end(strategy: BatchStrategy, *, retired: bool) -> None:
     assert room in ({0} if retired else {0, strategy.task.flush_every}), "the room is wrong"
     assert not consumer.qos.busy(0, 0), "a batch has not ended"
     assert not len(strategy._buffer)
-    assert not strategy._full
     assert not consumer.timer.armed
     for known in (worker_state.requests, worker_state.reserved_requests):
         assert not known, "the worker thinks it still has them"

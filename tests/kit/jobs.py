@@ -6,6 +6,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import Celery
+from celery.worker import state as worker_state
 from celery.worker.request import Request
 from kombu.common import QoS
 
@@ -65,6 +66,11 @@ class RecordedJob:
         self.job.execute_using_pool(self.pool)
         (call,) = self.pool.calls
         return call.options
+
+    def drop(self) -> None:
+        """Its connection is lost."""
+        for request in self.job.withdraw():
+            worker_state.task_ready(request)
 
     def ids_told(self, name: str) -> list[str]:
         return [told[1] for told in self.told if told[0] == name]

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from celery_batches.core.buffer import Batch, Buffer
+from celery_batches.core.buffer import Batch, Buffer, Limits
+
+LIMITS = st.builds(
+    Limits,
+    flush_every=st.integers(1, 5),
+    flush_interval=st.sampled_from([0.001, 0.5, 1, 3, 10.25]),
+)
 
 
 class BufferMachine(RuleBasedStateMachine):
@@ -24,35 +30,51 @@ class BufferMachine(RuleBasedStateMachine):
         self.discarded: list[int] = []
         self.model: list[tuple[int, float]] = []  # what must be waiting: (item, arrival)
 
-    @initialize(
-        flush_every=st.integers(1, 5),
-        flush_interval=st.sampled_from([0.001, 0.5, 1, 3, 10.25]),
-    )
-    def make(self, flush_every: int, flush_interval: float) -> None:
-        self.flush_every = flush_every
-        self.flush_interval = flush_interval
-        self.buffer: Buffer[int] = Buffer(flush_every=flush_every, flush_interval=flush_interval)
+    @initialize(limits=LIMITS)
+    def make(self, limits: Limits) -> None:
+        self.buffer: Buffer[int] = Buffer(limits)
+
+    @property
+    def limits(self) -> Limits:
+        return self.buffer.limits
 
     @property
     def due(self) -> float | None:
-        return self.model[0][1] + self.flush_interval if self.model else None
+        return self.model[0][1] + self.limits.flush_interval if self.model else None
 
     def take(self, batch: Batch[int], trigger: str) -> None:
-        assert batch.trigger == trigger
-        assert list(batch) == [item for item, _ in self.model]
+        """The oldest items have left: as many as a batch may have, or all there are."""
+        size = min(len(self.model), self.limits.flush_every)
+        assert batch.trigger == ("size" if size == self.limits.flush_every else trigger)
+        assert list(batch) == [item for item, _ in self.model[:size]]
         self.emitted.append(batch)
-        self.model = []
+        del self.model[:size]
+
+    def take_all(self, batches: list[Batch[int]], trigger: str) -> None:
+        for batch in batches:
+            self.take(batch, trigger)
+        assert self.model == [], "something was left"
 
     @rule()
     def add(self) -> None:
         item, self.added = self.added, self.added + 1
         self.model.append((item, self.now))
-        batch = self.buffer.add(item, now=self.now)
-        if len(self.model) == self.flush_every:
-            assert batch is not None, "a full batch was kept back"
+        is_full = self.buffer.add(item, now=self.now)
+        assert is_full == self.buffer.is_full == (len(self.model) >= self.limits.flush_every)
+
+    @rule()
+    def take_full(self) -> None:
+        is_full = self.buffer.is_full
+        batch = self.buffer.take_full()
+        assert is_full == (batch is not None)
+        if batch is not None:
             self.take(batch, "size")
-        else:
-            assert batch is None, "a batch was emitted before it was full"
+            assert len(batch) == self.limits.flush_every
+
+    @rule(limits=LIMITS)
+    def change_limits(self, limits: Limits) -> None:
+        """An option of the task is set while the worker runs."""
+        self.buffer.limits = limits
 
     @rule(seconds=st.floats(0, 20))
     def wait(self, seconds: float) -> None:
@@ -68,8 +90,7 @@ class BufferMachine(RuleBasedStateMachine):
         due = self.due
         batches = self.buffer.poll(now=self.now)
         if due is not None and self.now >= due:
-            (batch,) = batches
-            self.take(batch, "interval")
+            self.take_all(batches, "interval")
         else:
             assert batches == [], "a batch was emitted before it was due"
         assert self.due is None or self.due > self.now, "something overdue is left"
@@ -86,11 +107,7 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(trigger=st.sampled_from(["shutdown", "manual"]))
     def drain(self, trigger: str) -> None:
         batches = self.buffer.drain(trigger)  # type: ignore[arg-type]
-        if self.model:
-            (batch,) = batches
-            self.take(batch, trigger)
-        else:
-            assert batches == []
+        self.take_all(batches, trigger)
 
     @rule()
     def discard(self) -> None:
@@ -107,11 +124,8 @@ class BufferMachine(RuleBasedStateMachine):
         waiting = [item for item, _ in self.model]
         assert sorted(out + self.discarded + waiting) == list(range(self.added))
         assert out == sorted(out), "not first in, first out"
-        assert len(self.buffer) == len(self.model) < self.flush_every
-
-    @invariant()
-    def no_batch_is_empty_or_oversized(self) -> None:
-        assert all(1 <= len(batch) <= self.flush_every for batch in self.emitted)
+        assert len(self.buffer) == len(self.model)
+        assert all(self.emitted), "a batch is empty"
 
     @invariant()
     def it_wakes_up_for_the_oldest_item(self) -> None:
@@ -124,24 +138,59 @@ TestBuffer.settings = settings(max_examples=150, stateful_step_count=40, deadlin
 
 
 def test_full_batch_leaves_with_the_item_that_fills_it() -> None:
-    """The request that makes a batch full takes the whole batch with it, in order of arrival."""
-    buffer: Buffer[str] = Buffer(flush_every=3, flush_interval=10)
-    assert buffer.add("a", now=0) is None
-    assert buffer.add("b", now=0) is None
-    assert buffer.add("c", now=0) == Batch(("a", "b", "c"), "size")
+    """The request that makes a batch full is known at once; the batch is in order of arrival."""
+    buffer: Buffer[str] = Buffer(Limits(3, 10))
+    assert [buffer.add(item, now=0) for item in "abc"] == [False, False, True]
+    assert buffer.take_full() == Batch(("a", "b", "c"), "size")
+    assert buffer.take_full() is None
     assert len(buffer) == 0
 
 
 def test_flush_every_of_one_never_waits() -> None:
     """With flush_every=1 each call is a batch of its own, at once."""
-    buffer: Buffer[str] = Buffer(flush_every=1, flush_interval=10)
-    assert buffer.add("a", now=0) == Batch(("a",), "size")
+    buffer: Buffer[str] = Buffer(Limits(1, 10))
+    assert buffer.add("a", now=0)
+    assert buffer.take_full() == Batch(("a",), "size")
     assert buffer.next_wakeup is None
+
+
+def test_full_batches_that_wait() -> None:
+    """What is not taken at once goes on waiting, each item for its own time."""
+    buffer: Buffer[str] = Buffer(Limits(2, 10))
+    for now, item in enumerate("abcde"):
+        buffer.add(item, now=now)
+    assert buffer.next_wakeup == 10
+    assert buffer.take_full() == Batch(("a", "b"), "size")
+    assert buffer.next_wakeup == 12
+    assert buffer.poll(now=12) == [Batch(("c", "d"), "size"), Batch(("e",), "interval")]
+
+
+def test_a_lower_flush_every_splits_what_is_buffered() -> None:
+    """No batch has more than the limit that holds when it leaves."""
+    buffer: Buffer[str] = Buffer(Limits(9, 10))
+    for item in "abcde":
+        buffer.add(item, now=0)
+    buffer.limits = Limits(2, 10)
+    assert buffer.is_full
+    assert buffer.take_full() == Batch(("a", "b"), "size")
+    assert buffer.take_full() == Batch(("c", "d"), "size")
+    assert buffer.take_full() is None
+
+
+def test_a_shorter_interval_holds_for_what_is_buffered() -> None:
+    """The wait counts from the arrival of each item, whatever the limit was then."""
+    buffer: Buffer[str] = Buffer(Limits(9, 10))
+    buffer.add("a", now=0)
+    buffer.limits = Limits(9, 3)
+    assert buffer.next_wakeup == 3
+    buffer.limits = Limits(9, 30)
+    assert buffer.poll(now=10) == []
+    assert buffer.next_wakeup == 30
 
 
 def test_the_interval_counts_from_the_oldest() -> None:
     """A later arrival does not postpone the flush; at the very moment it is due, it happens."""
-    buffer: Buffer[str] = Buffer(flush_every=10, flush_interval=10)
+    buffer: Buffer[str] = Buffer(Limits(10, 10))
     buffer.add("a", now=100)
     buffer.add("b", now=109.9)
     assert buffer.next_wakeup == 110
@@ -151,9 +200,10 @@ def test_the_interval_counts_from_the_oldest() -> None:
 
 def test_a_flush_by_size_restarts_the_clock() -> None:
     """What comes after a full batch gets the whole interval, not what the old one left over."""
-    buffer: Buffer[str] = Buffer(flush_every=2, flush_interval=10)
+    buffer: Buffer[str] = Buffer(Limits(2, 10))
     buffer.add("a", now=0)
     buffer.add("b", now=9)
+    buffer.take_full()
     buffer.add("c", now=9.5)
     assert buffer.next_wakeup == 19.5
     assert buffer.poll(now=10) == []
@@ -162,7 +212,7 @@ def test_a_flush_by_size_restarts_the_clock() -> None:
 
 def test_time_zero_is_a_time() -> None:
     """A clock that reads 0 is not mistaken for no clock."""
-    buffer: Buffer[str] = Buffer(flush_every=2, flush_interval=10)
+    buffer: Buffer[str] = Buffer(Limits(2, 10))
     buffer.add("a", now=-10)
     assert buffer.next_wakeup == 0
     assert len(buffer.poll(now=0)) == 1
@@ -170,7 +220,7 @@ def test_time_zero_is_a_time() -> None:
 
 def test_drain_says_shutdown_by_itself() -> None:
     """What is drained is marked as flushed by shutdown, unless another reason is given."""
-    buffer: Buffer[str] = Buffer(flush_every=9, flush_interval=10)
+    buffer: Buffer[str] = Buffer(Limits(9, 10))
     buffer.add("a", now=0)
     assert buffer.drain() == [Batch(("a",), "shutdown")]
     assert buffer.drain() == []
@@ -179,7 +229,7 @@ def test_drain_says_shutdown_by_itself() -> None:
 
 def test_discard_forgets() -> None:
     """What is discarded is returned, and never comes out of the buffer again."""
-    buffer: Buffer[str] = Buffer(flush_every=9, flush_interval=10)
+    buffer: Buffer[str] = Buffer(Limits(9, 10))
     buffer.add("a", now=0)
     assert buffer.discard() == ["a"]
     assert (buffer.discard(), buffer.drain(), buffer.poll(now=1e9)) == ([], [], [])
@@ -187,7 +237,7 @@ def test_discard_forgets() -> None:
 
 def test_the_clock_is_the_callers() -> None:
     """There is no way to leave the time out and have the real clock slip in."""
-    buffer: Buffer[str] = Buffer(flush_every=9, flush_interval=10)
+    buffer: Buffer[str] = Buffer(Limits(9, 10))
     with pytest.raises(TypeError):
         buffer.add("a")  # type: ignore[call-arg]
     with pytest.raises(TypeError):

@@ -28,7 +28,9 @@ def test_an_interval_that_is_too_long(
 ) -> None:
     """An interval that reaches the visibility time-out is warned of, with task and fix."""
     task = make(app, flush_interval=interval)
-    warn_of_visibility_timeout(task, SimpleNamespace(visibility_timeout=10))
+    warn_of_visibility_timeout(
+        task, SimpleNamespace(visibility_timeout=10), task.flush_interval_seconds
+    )
     assert [record.levelname for record in caplog.records] == (["WARNING"] if warns else [])
     if warns:
         for part in ("unit.slow", f"{interval}s", "10s", "flush_interval", "visibility_timeout'"):
@@ -38,14 +40,16 @@ def test_an_interval_that_is_too_long(
 @pytest.mark.parametrize("channel", [SimpleNamespace(), SimpleNamespace(visibility_timeout=None)])
 def test_brokers_that_wait(app: Any, caplog: pytest.LogCaptureFixture, channel: Any) -> None:
     """Where a broker has no such time-out, there is nothing to warn of."""
-    warn_of_visibility_timeout(make(app, flush_interval=1e9), channel)
+    warn_of_visibility_timeout(make(app, flush_interval=1e9), channel, 1e9)
     assert caplog.records == []
 
 
 def test_acks_late_counts_the_run(app: Any, caplog: pytest.LogCaptureFixture) -> None:
     """With acks_late a message also waits for its batch to end, and the warning says so."""
     task = make(app, flush_interval=60, acks_late=True)
-    warn_of_visibility_timeout(task, SimpleNamespace(visibility_timeout=10))
+    warn_of_visibility_timeout(
+        task, SimpleNamespace(visibility_timeout=10), task.flush_interval_seconds
+    )
     assert "with acks_late for the batch to end" in caplog.text
 
 

@@ -149,6 +149,9 @@ def is_reloaded_while_one_comes(world: StagedWorker) -> None:
     world.timer()
 
 
+LOST: Any = BatchStrategy.__dict__["lost"].fget
+
+
 def is_reloaded_while_a_batch_goes(world: StagedWorker) -> None:
     """A batch is on its way to the pool."""
     jobs: list[BatchJob] = []
@@ -169,7 +172,10 @@ def is_reloaded_while_a_batch_goes(world: StagedWorker) -> None:
     ("cast", "functions"),
     [
         (is_reloaded_while_one_comes, (BatchStrategy.add, BatchStrategy._add, BatchStrategy._put)),
-        (is_reloaded_while_a_batch_goes, (BatchJob.execute_using_pool, BatchStrategy._drop)),
+        (
+            is_reloaded_while_a_batch_goes,
+            (BatchJob.execute_using_pool, BatchStrategy._still_ours, LOST),
+        ),
     ],
 )
 def test_every_schedule_with_two_departures(task: Any, cast: Cast, functions: Any) -> None:

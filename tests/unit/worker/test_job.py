@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from celery.worker import state as worker_state
 
+from celery_batches.worker.body_args import BodyArguments
 from kit.jobs import OK, RecordedJob, boom
 from kit.messages import IDS
 from kit.pool import Pool
@@ -144,7 +145,7 @@ def test_a_pool_without_handles(app: Any) -> None:
 def test_body_args_cross_to_the_pool(app: Any) -> None:
     """Arguments that apply_buffer was given for the body reach it."""
     world = RecordedJob(app)
-    world.job._body_args = ("x",)
+    world.job.body_args = BodyArguments("unit.click", ("x",), world.requests)
     assert world.send()["args"][-1] == ("x",)
 
 

@@ -24,7 +24,7 @@ def test_a_batch_that_is_dropped_before_it_is_accepted_is_empty(app: Any, acks_l
     members = options["args"][2]
     for request in world.requests:
         worker_state.task_reserved(request)
-    world.job.drop()
+    world.drop()
     assert members == []
     assert world.finished
     options["accept_callback"](7, 0.0)
@@ -43,7 +43,7 @@ def test_a_batch_that_is_dropped_while_it_is_sent(app: Any) -> None:
     class LosingPool(Pool):
         @property
         def options(self) -> dict[str, Any]:  # type: ignore[override]
-            world.job.drop()
+            world.drop()
             return {}
 
         @options.setter
@@ -64,7 +64,7 @@ def test_a_dropped_batch_that_a_process_ran_all_the_same_is_not_told(
     """Celery before 5.7 does not forget what it has written to a process."""
     world = RecordedJob(app)
     options = world.send()
-    world.job.drop()
+    world.drop()
     options["accept_callback"](7, 0.0)
     options[callback](OK if callback == "callback" else boom())
     assert world.told == []
@@ -76,7 +76,7 @@ def test_a_batch_that_runs_is_not_dropped(app: Any) -> None:
     world = RecordedJob(app)
     options = world.send()
     options["accept_callback"](7, 0.0)
-    world.job.drop()
+    world.drop()
     options["callback"](OK)
     assert world.ids_told("on_success") == IDS
 

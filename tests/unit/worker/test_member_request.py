@@ -7,7 +7,7 @@ from celery import Task
 from celery.utils.imports import qualname
 from celery.worker.request import Request
 
-from celery_batches.worker.member_request import Member, member_class
+from celery_batches.worker.member_request import MemberRequest, member_class
 from kit.pool import Pool
 
 
@@ -79,7 +79,7 @@ def test_a_request_that_is_in_no_batch_yet_sends_its_own():
 @pytest.mark.parametrize("given", [Task.Request, Request, Plain])
 def test_the_request_class_of_the_task_is_kept_as_the_base(given):
     made = member_class(given)
-    assert made.__mro__[1] is Member
+    assert made.__mro__[1] is MemberRequest
     assert issubclass(made, Plain if given is Plain else Request)
     assert qualname(made) == qualname(made.__mro__[2])
     assert member_class(made) is made

@@ -265,7 +265,7 @@ def test_a_batch_that_no_broker_delivers(
     """The log says so when the worker starts, and what to do."""
     task = SimpleNamespace(name="tasks.click", flush_every=flush_every)
     with caplog.at_level(logging.WARNING):
-        warn_of_prefetch_limit(task, budget)
+        warn_of_prefetch_limit(task.name, task.flush_every, budget)
     said = " ".join(record.getMessage() for record in caplog.records)
     assert [
         word in said for word in ("tasks.click", "65536", "worker_prefetch_multiplier = 0")

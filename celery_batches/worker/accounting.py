@@ -1,0 +1,148 @@
+"""Who answers for a request that has left the buffer. Runs in the worker's main process.
+
+The worker hands each batch to ``Batches.flush``, which a subclass may override. The override may
+leave requests out, raise, pass on a copy or several parts, or keep requests for later, on any
+thread. When it returns, each request of the batch is in one of these states:
+
+* **claimed**: a batch was sent to the pool, and answers for it. Or it has ended: it failed, or its
+  message is with the broker again.
+* **left out**: its message is acknowledged, and Celery's request was told as for a task that raises
+  ``Ignore``. The override may still pass it on, and then it runs.
+
+A request is claimed once, so it runs once, however often it is passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from threading import RLock
+from typing import TypeVar
+
+from celery.exceptions import Ignore, Retry, Terminated
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+
+from ..errors import error_info
+from .acks import collect_acks
+from .member_request import MemberRequest
+
+__all__ = ("Accounts",)
+
+T = TypeVar("T")
+
+logger = get_logger(__name__)
+
+LEFT_OUT = (
+    "Task %s: flush() has left out %d of %d requests. They are acknowledged and ignored: their "
+    "callers get no result. Pass all requests to super().flush(), and in the body call "
+    "request.mark_as_done(), request.mark_as_failure() or request.reject() on those to leave out. "
+    "To drop a request without this warning, call its acknowledge() or reject() in flush()."
+)
+#: What Celery's request takes for something that was seen to elsewhere, or raises again.
+NO_FAILURES = (Retry, Terminated, MemoryError)
+
+REPEATED = (
+    "Task %s: flush() has passed on %d of %d requests again. A request runs once: these were sent "
+    "to the pool before, have failed, or are with the broker again. Pass on each request once."
+)
+
+
+class Accounts:
+    """Keeps account of the requests of one batch task, from the buffer to a batch.
+
+    Its lock is held while Celery's request is told that it is left out, so that a request which
+    another thread passes on at that moment is acknowledged once, and is known to the worker while
+    it runs. Nothing is said to the broker under it.
+
+    Arguments:
+        task_name: The name of the task, for the log.
+    """
+
+    def __init__(self, task_name: str) -> None:
+        self._task_name = task_name
+        self._lock = RLock()
+
+    def claim(self, requests: Sequence[MemberRequest]) -> list[MemberRequest]:
+        """Return those of the requests that may be sent to the pool now, and mark them as sent."""
+        claimed = []
+        with self._lock:
+            for request in requests:
+                if not request.is_claimed:
+                    request.is_claimed = True
+                    claimed.append(request)
+                    if request.is_left_out:
+                        worker_state.task_reserved(request)
+        if len(claimed) < len(requests):
+            repeated = len(requests) - len(claimed)
+            logger.warning(REPEATED, self._task_name, repeated, len(requests))
+        return claimed
+
+    def unclaim(self, requests: Iterable[MemberRequest]) -> None:
+        """Take back requests that the pool has not got: they can be claimed again."""
+        for request in requests:
+            request.is_claimed = False
+
+    def leave_out(self, batch: Sequence[MemberRequest]) -> None:
+        """Acknowledge the requests of a batch that `flush` did not pass on, and have them ignored.
+
+        It warns once for the batch, but not of requests that `flush` has acknowledged or rejected.
+        """
+        for request in batch:
+            if not request.is_claimed:
+                break
+        else:
+            return
+        silent = 0
+        told = error_info(Ignore("left out by flush()"))
+        with collect_acks(), self._lock:
+            for request in _unclaimed(batch):
+                request.is_left_out = True
+                silent += not request.acknowledged
+                _notify(request.on_success, (True, told, 0.0))
+        if silent:
+            logger.warning(LEFT_OUT, self._task_name, silent, len(batch))
+
+    def fail(self, batch: Sequence[MemberRequest], exc: Exception) -> int:
+        """Fail the requests of a batch that were not passed on when `flush` raised; count them."""
+        rest = self._take(batch)
+        reason = error_info(_as_failure(exc))
+        with collect_acks():
+            for request in rest:
+                _notify(request.fail, reason)
+        return len(rest)
+
+    def release(
+        self, batch: Sequence[MemberRequest], release: Callable[[MemberRequest], None]
+    ) -> None:
+        """Release the requests of a batch that were not passed on: their connection is lost."""
+        for request in reversed(self._take(batch)):
+            release(request)
+
+    def _take(self, batch: Sequence[MemberRequest]) -> list[MemberRequest]:
+        """Claim what is left of a batch, so that nothing runs it any more."""
+        with self._lock:
+            rest = _unclaimed(batch)
+            for request in rest:
+                request.is_claimed = True
+        return rest
+
+
+def _unclaimed(batch: Sequence[MemberRequest]) -> list[MemberRequest]:
+    return [request for request in batch if not request.is_claimed]
+
+
+def _as_failure(exc: Exception) -> Exception:
+    """Return an exception that Celery's request takes for a failure, or for a decision to obey."""
+    if not isinstance(exc, NO_FAILURES):
+        return exc
+    failure = RuntimeError(f"flush() has raised {exc!r}")
+    failure.__cause__ = exc
+    return failure
+
+
+def _notify(callback: Callable[[T], None], argument: T) -> None:
+    """Call a method of one request; an error in it does not concern the other requests."""
+    try:
+        callback(argument)
+    except Exception as exc:
+        logger.exception("Cannot tell a request of its end: %r", exc)
