@@ -12,7 +12,7 @@ ARGS =
 JOBS = 3
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types dist installed peers docs bench soak faults matrix clean
+.PHONY: help demo test lint types dist installed peers containers docs bench soak faults matrix clean
 
 help:
 	@echo "make demo     see it work: one worker, one batch task, what it saves"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench    this package beside its peers; ARGS='--list' for the cases"
 	@echo "make soak     a million messages through one worker, whose memory must not grow"
 	@echo "make faults   110 faults on brokers of its own, and what happened to each message (10 minutes)"
+	@echo "make containers  a worker and brokers in containers; needs Docker, is skipped without it"
 	@echo "make matrix   the tests on every Python found here, with the oldest and newest Celery"
 	@echo "              (MATRIX=full: with every Celery)"
 	@echo "make clean    remove all of the above, and stop the services that were started"
@@ -68,9 +69,23 @@ installed: dist
 	$(PIP) install --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python scripts/check_installed.py
 
-# Flower, the original of this package, and what is measured beside it: what is there is left alone.
+# Flower, the tools that watch tasks, the original of this package, and what is measured beside it:
+# what is there is left alone.
 peers: $(VENV)/tools.stamp
 	$(BIN)/python scripts/peers.py
+
+# pytest-celery 1 cannot be installed beside 0.0, which the other tests use.
+.venv-containers/containers.stamp: pyproject.toml
+	$(PYTHON) scripts/venv.py .venv-containers
+	.venv-containers/bin/python -m pip -qq --disable-pip-version-check install --upgrade pip
+	.venv-containers/bin/python -m pip -qq --disable-pip-version-check install --group containers
+	@touch $@
+
+# Without a Docker engine these tests are skipped, and say so; REQUIRE_DOCKER=1 makes that an error.
+containers: dist .venv-containers/containers.stamp
+	.venv-containers/bin/python -m pip -qq --disable-pip-version-check install --no-deps \
+	    --force-reinstall dist/*.whl
+	.venv-containers/bin/pytest tests/containers $(ARGS)
 
 docs: installed
 	$(SPHINX)
@@ -102,5 +117,5 @@ soak: installed
 
 clean:
 	-test ! -d .services || $(PYTHON) scripts/services.py down
-	rm -rf $(VENV) .venv-demo .venv-flower .venv-original .venv-bench-* .services .tox .coverage .coverage.* .hypothesis .mypy_cache
+	rm -rf $(VENV) .venv-containers .venv-demo .venv-flower .venv-original .venv-tools .venv-bench-* .services .tox .coverage .coverage.* .hypothesis .mypy_cache
 	rm -rf .pytest_cache .ruff_cache dist build docs/_build htmlcov

@@ -33,6 +33,7 @@ class Case:
             comes to by itself with Celery's defaults; `default`: they are left to Celery's
             defaults; `unlimited`.
         rate: Messages a second, for `waits`.
+        without: A shortcut of this package that is switched off.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case:
     eta: int = 0
     prefetch: Literal["window", "default", "unlimited"] = "window"
     rate: float = 0.0
+    without: str = ""
     peers: tuple[str, ...] = ("ours", "original", "plain", "kombu")
 
     def prefetch_multiplier(self, peer: str) -> int:

@@ -38,6 +38,8 @@ from processes import (
 from sites import Failed, Site
 from summary import percentile, rate_after, sizes
 
+from celery_batches.core.shortcuts import SHORTCUTS
+
 __all__ = ("Run", "measure")
 
 TASK = "bench.task"
@@ -154,6 +156,8 @@ def _site(case: Case, peer: str) -> Site:
         "stamped": case.kind == "waits",
     }
     config: dict[str, Any] = {"worker_prefetch_multiplier": multiplier}
+    if case.without:
+        config["batches_shortcuts"] = sorted(SHORTCUTS - {case.without})
     if case.pool == "gevent":
         # With AMQP heartbeats Celery 5.7 waits 0.1 seconds for them before each message when the
         # pool is green (`_quick_drain` in celery/worker/loops.py): nothing else could be seen.

@@ -64,11 +64,11 @@ def cells() -> list[Cell]:
 
 def ends(every: list[Cell]) -> list[Cell]:
     """The oldest Celery that there is for each Python, and the newest."""
-    chosen = []
+    chosen: list[Cell] = []
     for python in dict.fromkeys(cell.python for cell in every):
         of_python = [cell for cell in every if cell.python == python]
         oldest_first = sorted(of_python, key=lambda cell: (cell.celery != "lowest", cell.celery))
-        chosen += [oldest_first[0], oldest_first[-1]]
+        chosen += dict.fromkeys([oldest_first[0], oldest_first[-1]])
     return chosen
 
 

@@ -3,11 +3,12 @@
     peers.py            make sure of all of them, and print their Pythons
     peers.py NAME ...   of these
 
-`flower` is the monitor that users watch their tasks with, `original` is celery-batches 0.11, which
-this package is compared with. `bench-...` are what the benchmarks measure beside it: the original,
-Celery and kombu, all on one Celery. They live apart from what the tests need: all that they share
-is the broker. An environment that has what is listed here is left as it is. Where one cannot be
-installed this says so, and its tests are skipped; with CI=true that is an error.
+`flower` is the monitor that users watch their tasks with, and `tools` are libraries that record
+from inside the worker what tasks do. `original` is celery-batches 0.11, which this package is
+compared with, and `bench-...` are what the benchmarks measure beside it: the original, Celery
+and kombu, all on one Celery. They live apart from what the tests need: all that they share is the
+broker. An environment that has what is listed here is left as it is. Where one cannot be installed
+this says so, and its tests are skipped; with CI=true that is an error.
 """
 
 import json
@@ -18,9 +19,23 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent
 CELERY = ["celery>=5.7,<5.8", "kombu[redis]>=5.7,<5.8", "gevent"]
+TOOLS = [
+    "celery>=5.7,<5.8",
+    "kombu[redis]",
+    "sentry-sdk>=2",
+    "newrelic>=10",
+    "opentelemetry-instrumentation-celery",
+    "opentelemetry-sdk>=1.20",
+    "ddtrace>=3",
+    "elastic-apm>=6",
+    "rollbar>=1",
+    "django>=5",
+    "django-structlog>=9",
+]
 REQUIREMENTS = {
     "flower": ["flower>=2", "kombu[redis]"],
     "original": ["celery-batches==0.11", "kombu[redis]"],
+    "tools": TOOLS,
     "bench-original": CELERY,
     "bench-celery": CELERY,
     "bench-kombu": ["kombu[redis]>=5.7,<5.8"],

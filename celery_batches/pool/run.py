@@ -14,7 +14,8 @@ from celery.app.trace import traceback_clear
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 
-from ..backends.bulk import State, store_at_once
+from ..backends.bulk import store_at_once
+from ..backends.state import State
 from ..core.outcomes import Failed, Retried, decide
 from ..core.slot import OutcomeSlot
 from ..errors import error_info

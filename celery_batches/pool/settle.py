@@ -17,7 +17,8 @@ from celery.exceptions import Reject, Retry
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
-from ..backends.bulk import State, store_at_once
+from ..backends.bulk import store_at_once
+from ..backends.state import State
 from ..core.outcomes import (
     UNMARKED,
     Done,

@@ -10,7 +10,8 @@ from celery.exceptions import BackendGetMetaError
 from celery.utils.log import get_logger
 from celery.worker.state import successful_requests
 
-from ..backends.bulk import State, original
+from ..backends.bulk import original
+from ..backends.state import State
 from ..core.outcomes import Repeated
 from ..core.slot import Progress
 from ..request import SimpleRequest, slot_of

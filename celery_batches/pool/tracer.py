@@ -3,7 +3,7 @@
 Tools for errors and performance hook into ``celery.app.trace.build_tracer`` and into the task that
 it is given. To them a batch is to look like one ordinary task. So Celery's tracer runs the batch,
 with two things of ours: a stand-in for the task, whose ``run`` runs the batch, and a `TraceInfo`
-that leaves requests alone. ADR 1 in the documentation has the reasons.
+that leaves requests alone. ``docs/adr/0006-one-tracer.rst`` has the reasons.
 """
 
 from __future__ import annotations

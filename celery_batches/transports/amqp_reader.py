@@ -1,4 +1,7 @@
-"""Reading many messages from an AMQP connection in one turn of the event loop."""
+"""Shortcut ``amqp_reader``: reads many AMQP messages in one turn of the event loop.
+
+Runs in the worker's main process, for each message that the worker receives.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from struct import Struct
 from typing import Any
 
 import amqp
+import amqp.transport
 from amqp.exceptions import RecoverableConnectionError
-from amqp.transport import SSLTransport, TCPTransport
 from kombu.transport.base import Transport
 
 __all__ = ("read_many",)
@@ -34,15 +37,22 @@ def read_many(consumer: Any, hub: Any) -> None:
     """
     connection = consumer.connection.connection
     transport = consumer.connection.transport
-    own = type(transport).on_readable is not Transport.on_readable
-    if isinstance(connection, amqp.Connection) and not own and _is_buffered(connection.transport):
+    own = getattr(type(transport), "on_readable", None) is not Transport.on_readable
+    if isinstance(connection, amqp.Connection) and not own and _is_known(connection):
         hub.add_reader(connection.sock, _read, connection)
 
 
-def _is_buffered(transport: Any) -> bool:
-    """Whether py-amqp keeps what it has read, and looks there first."""
-    is_known = type(transport)._read in (TCPTransport._read, SSLTransport._read)
-    return is_known and isinstance(getattr(transport, "_read_buffer", None), bytes)
+def _is_known(connection: Any) -> bool:
+    """Whether py-amqp keeps what it has read where it is known here, and looks there first."""
+    transport = connection.transport
+    classes = (getattr(amqp.transport, name, None) for name in ("TCPTransport", "SSLTransport"))
+    readers = {vars(cls).get("_read") for cls in classes if cls is not None} - {None}
+    return (
+        getattr(type(transport), "_read", None) in readers
+        and isinstance(getattr(transport, "_read_buffer", None), bytes)
+        and all(hasattr(transport, name) for name in ("having_timeout", "read_frame", "sock"))
+        and callable(getattr(connection, "on_inbound_frame", None))
+    )
 
 
 def _read(connection: Any) -> None:

@@ -8,6 +8,8 @@ from celery import bootsteps
 from kombu.common import ignore_errors
 
 from ..compat import disables_prefetch, has_static_prefetch
+from ..core.shortcuts import enabled_shortcuts
+from ..transports.amqp_prefetch import without_waiting
 from ..transports.amqp_reader import read_many
 from ..transports.visibility import warn_of_visibility_timeout
 from .prefetch import (
@@ -15,7 +17,6 @@ from .prefetch import (
     count_batches_as_one,
     prefetch_of,
     warn_of_prefetch_limit,
-    without_waiting,
 )
 from .strategy import BatchStrategy, strategy_of
 from .unknown_tasks import Strategies
@@ -32,11 +33,22 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
     label = "batches"
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        """Refuse a setting that makes no sense before the worker starts.
+
+        Raises:
+            TypeError: If ``batches_shortcuts`` is neither a boolean nor a collection of names.
+            ValueError: If it has a name that is not known.
+        """
+        self._shortcuts = enabled_shortcuts(c.app.conf)
+        super().__init__(c, **kwargs)
+
     def start(self, c: Any) -> None:
         """Have a prefetch count with room for batches. Celery's step has made its own by now."""
         if type(c.strategies) is dict:  # It may have a table of its own: `Consumer.Strategies`.
             c.strategies = Strategies(c)
-        c.qos = Prefetch(c.qos, lambda: c.initial_prefetch_count, without_waiting(c))
+        tell = without_waiting(c) if "amqp_prefetch" in self._shortcuts else None
+        c.qos = Prefetch(c.qos, lambda: c.initial_prefetch_count, tell)
         strategies = self._strategies(c)
         for strategy in strategies:
             warn_of_prefetch_limit(strategy.task, c.initial_prefetch_count)
@@ -51,7 +63,8 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """Read many messages in each turn of the event loop."""
-        read_many(c, hub)
+        if "amqp_reader" in self._shortcuts:
+            read_many(c, hub)
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return what ``inspect stats`` shows: the prefetch count with the room for batches."""

@@ -28,7 +28,7 @@ from kombu.utils.uuid import uuid
 from ..compat import TIMEOUT_IS_FAILURE
 from ..pool.trace import trace_batch
 from ..request import SimpleRequest
-from .acks import together
+from .acks import collect_acks
 from .prefetch import Charge
 
 __all__ = ("BatchJob",)
@@ -124,7 +124,7 @@ class BatchJob:
             _tightest(soft, task.soft_time_limit or defaults.get("soft_timeout")),
         )
 
-    @together()
+    @collect_acks()
     def _take_members(self) -> tuple[list[SimpleRequest], set[Limits]]:
         """Return what the body is given, and what time limits there are among them.
 
@@ -167,7 +167,7 @@ class BatchJob:
             worker_state.task_ready(request)
         self._finish()
 
-    @together()
+    @collect_acks()
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool has started on the batch."""
         with self._lock:
@@ -176,7 +176,7 @@ class BatchJob:
         if self._charge is not None and not self.task.acks_late:
             self._charge.refund()
 
-    @together()
+    @collect_acks()
     def on_success(self, returned: Any, **_: Any) -> None:
         """The pool is done with the batch.
 
@@ -199,7 +199,7 @@ class BatchJob:
             self._tell_one(request.on_success, (failed, retval, runtime))
         self._finish()
 
-    @together()
+    @collect_acks()
     def on_failure(self, exc_info: Any) -> None:
         """The pool could not run the batch, or lost the process that did."""
         if not self.requests:
@@ -282,7 +282,7 @@ class BatchJob:
             # All that Celery does not do then is to log it once more.
             self._tell_one(lambda lost: lost.on_failure(exc_info, return_ok=True), request)
 
-    @together()
+    @collect_acks()
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """The batch has reached a time limit."""
         if soft:

@@ -20,15 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import chain, cycle, islice
 from threading import RLock
-from types import MethodType
 from typing import Any
 
-import amqp
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from kombu.common import PREFETCH_COUNT_MAX, QoS
 
-from ..compat import has_static_prefetch
+from ..transports.redis_prefetch import limit_consumption
 
 __all__ = (
     "Charge",
@@ -37,7 +35,6 @@ __all__ = (
     "count_batches_as_one",
     "prefetch_of",
     "warn_of_prefetch_limit",
-    "without_waiting",
 )
 
 logger = get_logger(__name__)
@@ -242,32 +239,6 @@ def prefetch_of(consumer: Any) -> Prefetch | None:
     return consumer.qos if isinstance(consumer.qos, Prefetch) else None
 
 
-def without_waiting(consumer: Any) -> Callable[[int], Any] | None:
-    """Return what tells an AMQP broker of a prefetch count and does not wait for its answer.
-
-    py-amqp's ``basic_qos`` reads from the connection until the answer comes. Meanwhile messages
-    come in that nobody tells the broker of, a frozen network holds up all the worker does, and a
-    signal handler that ends the worker reads amid what is being read. Nothing needs that answer:
-    a broker goes through what it is told in order, and closes the channel if it objects.
-
-    Returns:
-        None for any other broker, and where the count is for new consumers only.
-    """
-    channel = consumer.task_consumer.channel
-    if getattr(type(channel), "basic_qos", None) is not amqp.Channel.basic_qos:
-        return None
-    # RabbitMQ's meaning of a count for all consumers of a channel, which Celery asks for there.
-    if consumer.connection.qos_semantics_matches_spec or has_static_prefetch(consumer):
-        return None
-
-    def tell(prefetch_count: int) -> None:
-        consumer.task_consumer.channel.send_method(
-            amqp.spec.Basic.Qos, "lBb", (0, prefetch_count, True)
-        )
-
-    return tell
-
-
 def warn_of_prefetch_limit(task: Any, budget: int) -> None:
     """Warn if a batch of the task cannot fill, since no broker delivers so many messages ahead."""
     if budget and task.flush_every > PREFETCH_COUNT_MAX:
@@ -277,23 +248,18 @@ def warn_of_prefetch_limit(task: Any, budget: int) -> None:
 def count_batches_as_one(consumer: Any, buffered: Callable[[], int]) -> None:
     """Have ``worker_disable_prefetch`` count a batch as one task, like the prefetch budget does.
 
-    Celery's check is an attribute that it gives to the channel's QoS (``worker.consumer.tasks``).
-    It counts single requests, and would not let a batch grow beyond the number of processes. There
-    is no other place to say so: the limit is Celery's, what it is compared with is ours.
+    The limit is Celery's, what it is compared with is ours.
 
     Arguments:
         consumer: The worker's consumer.
         buffered: Returns how many requests are in buffers.
     """
-    qos = consumer.task_consumer.channel.qos
     prefetch = prefetch_of(consumer)
 
-    def can_consume(self: Any) -> bool:
+    def is_full() -> bool:
         limit = getattr(consumer.controller, "max_concurrency", None) or consumer.pool.num_processes
-        if prefetch is not None:
-            busy = prefetch.busy(len(worker_state.reserved_requests), buffered())
-            if busy >= limit:
-                return False
-        return bool(type(self).can_consume(self))
+        if prefetch is None:
+            return False
+        return bool(prefetch.busy(len(worker_state.reserved_requests), buffered()) >= limit)
 
-    qos.can_consume = MethodType(can_consume, qos)
+    limit_consumption(consumer.task_consumer.channel, is_full)

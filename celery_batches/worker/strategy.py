@@ -62,8 +62,9 @@ from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 
 from ..core.buffer import Batch, Buffer
+from ..core.shortcuts import enabled_shortcuts
 from ..transports.visibility import warn_of_eta
-from .acks import BatchAck, Promised
+from .acks import DeferredAck, LeanPromise
 from .checks import NONSENSE, check_message
 from .job import BatchJob
 from .limits import RateLimit
@@ -117,6 +118,7 @@ class BatchStrategy:
         self.task = task
         self.consumer = consumer
         self.connection = consumer.connection
+        self._shortcuts = enabled_shortcuts(app.conf)
         self._lock = Lock()
         self._buffer: Buffer[Any] = Buffer(
             flush_every=task.flush_every, flush_interval=task.flush_interval_seconds
@@ -166,7 +168,9 @@ class BatchStrategy:
             message.body = b""  # Celery's line in the log says how long it is.
         try:
             check_message(message, body)
-            return self._receive(message, body, BatchAck(ack), Promised(reject), callbacks)
+            if "lean_promises" in self._shortcuts:
+                ack, reject = DeferredAck(ack, self._shortcuts), LeanPromise(reject)
+            return self._receive(message, body, ack, reject, callbacks)
         except NONSENSE as exc:
             if message.acknowledged:
                 raise

@@ -2,8 +2,12 @@
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import sqlite3
+import subprocess
+import sys
 import textwrap
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -315,6 +319,15 @@ def test_try_again_gives_up_on_one_call_alone(load):
 def test_eager_runs_without_a_worker(load, way, result):
     """Each of the ways to run a batch task in this process returns what the page says."""
     assert getattr(load("eager"), way)() == result
+
+
+def test_prices_is_a_suite_that_passes(tmp_path):
+    """The suite that the page on testing shows passes, in a pytest of its own."""
+    suite = shutil.copy(EXAMPLES / "test_prices.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", suite]
+    env = {**os.environ, "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert re.search(r"^=+ 3 passed\b", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 
 def test_every_example_is_shown():

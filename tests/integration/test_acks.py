@@ -9,11 +9,15 @@ from harness import Deployment, Reports, Stream, options_for
 from kombu import Queue
 from kombu.utils.uuid import uuid
 
-#: Broker and pool of the workers, each of which runs most tests of this module.
+#: Broker, pool and shortcuts of the workers, each of which runs most tests of this module.
 WORKERS = [
-    pytest.param((broker, pool), marks=getattr(pytest.mark, broker), id=f"{broker}-{pool}")
+    pytest.param(
+        (broker, pool, shortcuts),
+        marks=getattr(pytest.mark, broker),
+        id=f"{broker}-{pool}" + ("" if shortcuts else "-no-shortcuts"),
+    )
     for broker in ("redis", "rabbitmq")
-    for pool in ("prefork", "threads")
+    for pool, shortcuts in (("prefork", True), ("prefork", False), ("threads", True))
 ]
 
 #: Celery 5.7 and newer tell failures and time limits apart, and have what has timed out run again.
@@ -57,8 +61,9 @@ def dead_letters(site):
 
 @pytest.fixture(scope="module", params=WORKERS)
 def shared(request, tmp_path_factory):
-    broker, pool = request.param
+    broker, pool, shortcuts = request.param
     options = options_for(request.getfixturevalue(f"{broker}_url"), None, f"test-{uuid()}")
+    options["batches_shortcuts"] = shortcuts
     reports = Reports()
     site = Deployment("acks_app", tmp_path_factory.mktemp("acks"), options, reports)
     try:

@@ -7,19 +7,24 @@ from celery.exceptions import TimeoutError
 from harness import Deployment, Reports, options_for
 from kombu.utils.uuid import uuid
 
-#: Broker and pool of the workers, each of which runs all tests of this module but the last.
+#: Broker, pool and shortcuts of the workers, each of which runs all tests here but the last.
 WORKERS = [
-    pytest.param((broker, pool), marks=getattr(pytest.mark, broker), id=f"{broker}-{pool}")
+    pytest.param(
+        (broker, pool, shortcuts),
+        marks=getattr(pytest.mark, broker),
+        id=f"{broker}-{pool}" + ("" if shortcuts else "-no-shortcuts"),
+    )
     for broker in ("redis", "rabbitmq")
-    for pool in ("prefork", "threads")
+    for pool, shortcuts in (("prefork", True), ("prefork", False), ("threads", True))
 ]
 
 
 @pytest.fixture(scope="module", params=WORKERS)
 def shared(request, tmp_path_factory):
-    broker, pool = request.param
+    broker, pool, shortcuts = request.param
     url = request.getfixturevalue(f"{broker}_url")
     options = options_for(url, url if broker == "redis" else "rpc://", f"test-{uuid()}")
+    options["batches_shortcuts"] = shortcuts
     reports = Reports()
     site = Deployment("outcomes_app", tmp_path_factory.mktemp("outcomes"), options, reports)
     try:
@@ -99,7 +104,8 @@ def test_each_caller_gets_the_outcome_of_its_own_request(name, site, worker):
     assert rejection(rejected) == rejection(alone)
     assert rejection(alone) in ("Reject", "TimeoutError")
     finish(site, worker, task, 7, batches=2)
-    # Handlers tell of each request how it ended, signals what the body did.
+    # Handlers tell of each request how it ended, signals what the body did, and of each request
+    # that has failed by an exception of its own.
     done = {report["id"]: report["retval"] for report in told(site, "on_success", task)}
     failed = {report["id"]: report["exc"] for report in told(site, "on_failure", task)}
     by_id = {call.id: way for call, way in zip(calls, (*ways, "retry", "reject", ""), strict=True)}
@@ -117,7 +123,9 @@ def test_each_caller_gets_the_outcome_of_its_own_request(name, site, worker):
     }
     # Newer Celery sends this for a rejected task, too.
     failures = [r for r in told(site, "task_failure", task) if r["id"] != rejected.id]
-    assert len(failures) == (0 if name == "returning" else 2)
+    own = sorted(call.id for call, way in zip(calls, ways, strict=False) if "failure" in way)
+    assert sorted(r["id"] for r in failures if r["id"] in by_id) == own
+    assert len(failures) == len(own) + (0 if name == "returning" else 2)
     assert len(told(site, "task_success", task)) == (2 if name == "returning" else 0)
 
 
@@ -171,10 +179,9 @@ def test_a_result_that_cannot_be_serialised_fails_its_own_request_only(site, wor
         assert "JSON serializable" in text
     finish(site, worker, task, 3)
     assert has_nothing(neighbour)
-    assert sorted(report["id"] for report in told(site, "on_failure", task)) == (
-        sorted(call.id for call in broken)
-    )
-    assert told(site, "task_failure", task) == []
+    for name in ("on_failure", "task_failure"):
+        ids = sorted(report["id"] for report in told(site, name, task))
+        assert ids == sorted(call.id for call in broken)
     assert len(problems(worker, task)) == 2
 
 

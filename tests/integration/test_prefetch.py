@@ -49,10 +49,11 @@ def sizes(worker):
     return Counter(int(batch["size"]) for batch in worker.batches)
 
 
+@pytest.mark.parametrize("shortcuts", [True, False])
 @pytest.mark.parametrize("name", ["early", "late"])
-def test_what_a_worker_holds_is_bounded(name, broker, deploy):
-    """It holds (budget + 1) batches, however deep the queue."""
-    site = deploy("prefetch_app", broker)
+def test_what_a_worker_holds_is_bounded(name, shortcuts, broker, deploy):
+    """It holds (budget + 1) batches, however deep the queue, and whether or not with shortcuts."""
+    site = deploy("prefetch_app", broker, batches_shortcuts=shortcuts)
     with site.worker() as worker:
         with lock(site):
             send(site, {name: 2000})

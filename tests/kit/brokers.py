@@ -13,13 +13,16 @@ from kombu.asynchronous import Hub
 from kombu.utils.uuid import uuid
 from vine import promise
 
-from celery_batches.worker.acks import BatchAck
+from celery_batches.core.shortcuts import SHORTCUTS, Shortcut
+from celery_batches.worker.acks import DeferredAck
 from celery_batches.worker.job import BatchJob
 from kit.messages import protocol_2
 from kit.requests import worker_request
 from kit.tasks import make_task
 
 SIZE = 5
+#: Bytes of an AMQP frame with ``basic.ack`` in it.
+FRAME = 21
 PRIORITIES = [0, 3, 6, 9]
 
 
@@ -37,6 +40,8 @@ class Broker:
         self.hub: Any = Hub()
         self._pending_operations: deque[Any] = deque()
         self.soon = 0
+        #: Those that are switched on.
+        self.shortcuts: frozenset[Shortcut] = SHORTCUTS
 
     def call_soon(self, *args: Any) -> Any:
         self.soon += 1
@@ -71,9 +76,9 @@ class Broker:
         message = self.receive()
         return worker_request(self.app, task, message, on_ack=self.ack_of(message), **options)
 
-    def ack_of(self, message: Any) -> BatchAck:
+    def ack_of(self, message: Any) -> DeferredAck:
         """What a request is given to acknowledge it: see Celery's ``create_task_handler``."""
-        return BatchAck(promise(self.call_soon, (message.ack_log_error,)))
+        return DeferredAck(promise(self.call_soon, (message.ack_log_error,)), self.shortcuts)
 
     def delivered_again(self) -> list[Any]:
         """What the broker has back when the connection is closed, in order of arrival."""

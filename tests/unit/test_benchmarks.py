@@ -11,14 +11,18 @@ from typing import Any
 import cases
 import processes
 import pytest
+import shortcuts
 import tables
 from environments import mixed
 from hypothesis import given
 from hypothesis import strategies as st
 from run import parse, render, selected
+from shortcuts import ratios
 from summary import Spread, figures_of, percentile, rate_after, ratio, sizes, slope
 from tails import Tail
 from verdicts import Checkpoint, Phase, problems
+
+from celery_batches.core.shortcuts import SHORTCUTS
 
 TITLES = {peer: f"<{peer}>" for peer in cases.PEERS}
 
@@ -235,3 +239,25 @@ def test_the_process_that_listens_at_a_port_is_found() -> None:
         with socket.create_connection(("127.0.0.1", port)) as client:
             assert processes.server_at(client.getsockname()[1]) is None
     assert processes.server_at(port) is None
+
+
+def test_a_shortcut_is_measured_in_turns_that_have_both():
+    """A turn in which one of the two runs failed says nothing."""
+    found = [
+        {"": {"rate": 100.0, "main_cpu": 2.0}, "amqp_acks": {"rate": 50.0, "main_cpu": 3.0}},
+        {"": {"rate": 100.0, "main_cpu": 2.0}},
+        {"amqp_acks": {"rate": 1.0, "main_cpu": 1.0}},
+        {"": {"rate": 50.0, "main_cpu": 2.0}, "amqp_acks": {"rate": 50.0, "main_cpu": 2.0}},
+    ]
+    assert ratios(found, "amqp_acks") == {
+        "rate": Spread(0.75, 0.5, 1.0),
+        "main_cpu": Spread(1.25, 1.0, 1.5),
+    }
+    assert ratios(found, "redis_acks") == {}
+
+
+def test_each_shortcut_has_cases_in_which_it_is_measured():
+    assert set(shortcuts.CASES) == SHORTCUTS
+    for name in {case for names in shortcuts.CASES.values() for case in names}:
+        case = shortcuts.find_case(name, 7)
+        assert (case.name, case.messages, case.without) == (name, 7, "")

@@ -27,7 +27,7 @@ def done_again(requests):
     for request in requests:
         if request.retries or request.args[0] == "filler":
             request.mark_as_done([request.args[0], request.retries])
-    return [request for request in requests if request._outcome is None]
+    return [request for request in requests if request.outcome_slot.outcome is None]
 
 
 def retry_some(self, requests):

@@ -8,7 +8,7 @@ import pytest
 import redis
 from celery.backends.redis import RedisBackend
 
-from celery_batches.backends import bulk
+from celery_batches.backends import redis_bulk
 from kit.sites import ROUND_TRIPS
 
 
@@ -19,7 +19,7 @@ def test_large_results_go_in_pieces(
     """Not all of a batch's results are held at once."""
     here = site()
     one = len(here.backend.encode({"way": "done"}))
-    monkeypatch.setattr(bulk, "ENOUGH", 2 * one)
+    monkeypatch.setattr(redis_bulk, "MAX_PIPELINE_BYTES", 2 * one)
     messages = here.received(*["done"] * 5)
     here.backend.get("connected")
     sent.clear()

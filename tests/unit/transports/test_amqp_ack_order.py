@@ -8,37 +8,8 @@ from typing import Any
 import amqp
 import pytest
 
-from kit.brokers import SIZE, Batch, Broker, tags
+from kit.brokers import FRAME, SIZE, Batch, Broker, tags
 from kit.wires import Socket
-
-
-@pytest.mark.rabbitmq
-def test_greenlets_do_not_write_long_to_a_connection_that_others_use(rabbitmq: Broker) -> None:
-    """Without an event loop, each frame is written by py-amqp, which knows of the others."""
-    rabbitmq.hub = None
-    rabbitmq.send("before", 1)
-    rabbitmq.receive()
-    batch = Batch(rabbitmq)
-    socket = Socket(rabbitmq)
-    batch.end()
-    rabbitmq.run_the_loop()
-    assert [len(data) for data in socket.writes] == [21] * SIZE
-    assert all(batch.acknowledged)
-    assert len(rabbitmq.delivered_again()) == 1
-
-
-@pytest.mark.rabbitmq
-def test_greenlets_write_one_frame_for_a_batch_that_is_next_in_line(rabbitmq: Broker) -> None:
-    rabbitmq.hub = None
-    batches = [Batch(rabbitmq)]
-    batches.append(Batch(rabbitmq, task=batches[0].task))
-    socket = Socket(rabbitmq)
-    for number, batch in enumerate(batches, start=1):
-        batch.end()
-        rabbitmq.run_the_loop()
-        assert [len(data) for data in socket.writes] == [21] * number
-        assert all(batch.acknowledged)
-    assert rabbitmq.delivered_again() == []
 
 
 @pytest.mark.rabbitmq
@@ -131,5 +102,5 @@ def test_a_connection_that_has_broken_is_left_to_kombu(rabbitmq: Broker) -> None
     rabbitmq.channel.connection.transport.connected = False
     batch.end()
     rabbitmq.run_the_loop()
-    assert [len(data) for data in socket.writes] == [21] * SIZE
+    assert [len(data) for data in socket.writes] == [FRAME] * SIZE
     rabbitmq.channel.connection.transport.connected = True

@@ -1,4 +1,4 @@
-"""With AMQP, the frames that acknowledge a batch are written at once, and are those of py-amqp."""
+"""With AMQP, one frame acknowledges a batch, unless a message before it is outstanding."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from typing import Any
 
 import pytest
 
-from kit.brokers import SIZE, Batch, Broker
+from kit.brokers import FRAME, SIZE, Batch, Broker
 from kit.wires import Socket
 
 
 @pytest.mark.rabbitmq
+@pytest.mark.parametrize("loop", [True, False], ids=["loop", "greenlets"])
 @pytest.mark.parametrize("late", [True, False])
-def test_amqp_gets_one_frame_for_each_message_in_one_write(rabbitmq: Broker, late: bool) -> None:
-    """What is delivered before and after them on the same channel stays unacknowledged."""
+def test_amqp_gets_one_frame_for_each_message_after_an_outstanding_one(
+    rabbitmq: Broker, late: bool, loop: bool
+) -> None:
+    """What is delivered before and after them on the same channel stays unacknowledged.
+
+    With an event loop it is one write. Without one, others may write to the connection, and so
+    py-amqp writes each frame under its lock.
+    """
+    rabbitmq.hub = rabbitmq.hub if loop else None
     rabbitmq.send("before", 1)
     rabbitmq.receive()
     batch = Batch(rabbitmq, late=late)
@@ -23,17 +31,20 @@ def test_amqp_gets_one_frame_for_each_message_in_one_write(rabbitmq: Broker, lat
     batch.end()
     assert socket.writes == []
     rabbitmq.run_the_loop()
-    (written,) = socket.writes
-    assert len(written) == SIZE * 21
+    assert [len(data) for data in socket.writes] == ([SIZE * FRAME] if loop else [FRAME] * SIZE)
     assert all(batch.acknowledged)
     names = [message.headers["task"] for message in rabbitmq.delivered_again()]
     assert names == ["before", "after"]
 
 
 @pytest.mark.rabbitmq
+@pytest.mark.parametrize("loop", [True, False], ids=["loop", "greenlets"])
 @pytest.mark.parametrize("late", [True, False])
-def test_amqp_gets_one_frame_for_a_batch_that_is_next_in_line(rabbitmq: Broker, late: bool) -> None:
-    """Byte by byte what py-amqp writes for ``multiple``; what comes after it stays."""
+def test_amqp_gets_one_frame_for_a_batch_that_is_next_in_line(
+    rabbitmq: Broker, late: bool, loop: bool
+) -> None:
+    """With an event loop and with greenlets; what comes after the batch stays outstanding."""
+    rabbitmq.hub = rabbitmq.hub if loop else None
     batches = [Batch(rabbitmq, late=late)]
     batches += [Batch(rabbitmq, task=batches[0].task) for _ in range(2)]
     rabbitmq.send("after", 1)
@@ -43,7 +54,8 @@ def test_amqp_gets_one_frame_for_a_batch_that_is_next_in_line(rabbitmq: Broker, 
     for batch, frames in zip((batches[0], batches[2], batches[1]), (1, SIZE, 1), strict=True):
         batch.end()
         rabbitmq.run_the_loop()
-        assert len(socket.writes.pop()) == frames * 21
+        assert sum(map(len, socket.writes)) == FRAME * frames
+        socket.writes.clear()
         assert all(batch.acknowledged)
     names = [message.headers["task"] for message in rabbitmq.delivered_again()]
     assert names == ["after"]
@@ -58,51 +70,33 @@ def test_after_a_write_that_failed_no_frame_is_for_many(
     following = Batch(rabbitmq, task=batch.task)
     transport = rabbitmq.channel.connection.transport
     with monkeypatch.context() as patch:
-        written, wholes = transport.write, []
+        written, failed = transport._write, []
 
         def write(data: Any) -> None:
-            if not wholes:
-                wholes.append(data)
+            if not failed:
+                failed.append(data)
                 raise RuntimeError("odd")
             written(data)
 
-        patch.setattr(transport, "write", write)
+        patch.setattr(transport, "_write", write)
         batch.end()
         rabbitmq.run_the_loop()
+    assert failed
     socket = Socket(rabbitmq)
     following.end()
     rabbitmq.run_the_loop()
-    assert [len(data) for data in socket.writes] == [SIZE * 21]
+    assert [len(data) for data in socket.writes] == [SIZE * FRAME]
     assert rabbitmq.delivered_again() == []
 
 
 @pytest.mark.rabbitmq
-def test_amqp_frames_for_many_are_those_that_kombu_writes(rabbitmq: Broker) -> None:
+def test_kombus_messages_know_of_it(rabbitmq: Broker) -> None:
+    """Nobody can acknowledge them again, which would close the channel; they keep that channel."""
     batch = Batch(rabbitmq)
-    socket = Socket(rabbitmq)
     batch.end()
     rabbitmq.run_the_loop()
-    (at_once,) = socket.writes
-    socket.writes.clear()
-    socket.error = ConnectionResetError("not twice")
-    with pytest.raises(ConnectionResetError):
-        rabbitmq.channel.basic_ack(batch.messages[-1].delivery_tag, multiple=True)
-    assert socket.writes == [at_once]
-
-
-@pytest.mark.rabbitmq
-def test_amqp_frames_are_those_that_kombu_writes(rabbitmq: Broker) -> None:
-    """Byte by byte."""
-    rabbitmq.send("before", 1)
-    rabbitmq.receive()
-    batch = Batch(rabbitmq)
-    socket = Socket(rabbitmq)
-    batch.end()
-    rabbitmq.run_the_loop()
-    (at_once,) = socket.writes
-    socket.writes.clear()
-    socket.error = ConnectionResetError("not twice")
     for message in batch.messages:
-        with pytest.raises(ConnectionResetError):
-            message.channel.basic_ack(message.delivery_tag)
-    assert b"".join(socket.writes) == at_once
+        assert message.channel is rabbitmq.channel
+        with pytest.raises(message.MessageStateError):
+            message.ack()
+    assert rabbitmq.delivered_again() == []

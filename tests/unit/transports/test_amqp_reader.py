@@ -16,10 +16,11 @@ from typing import Any
 import amqp
 import pytest
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
-from amqp.transport import SSLTransport, TCPTransport
+from amqp.transport import SSLTransport, TCPTransport, _AbstractTransport
 from kombu.asynchronous import Hub
 from kombu.transport.pyamqp import Transport
 
+from celery_batches.core.shortcuts import SETTING, SHORTCUTS
 from celery_batches.transports.amqp_reader import READ, TURN, read_many
 from celery_batches.worker.bootstep import BatchesStep
 
@@ -419,10 +420,38 @@ def test_connections_that_are_read_in_their_own_way(hub: Hub, ends: Any) -> None
     assert list(hub.readers) == [ends[0].fileno()]
 
 
-def test_the_worker_reads_so(hub: Hub, connection: Connection, broker: Broker) -> None:
-    """Its step for batches has the event loop do it."""
+UNKNOWN = ["no class", "no reader", "no buffer", "another buffer", "no time-out"]
+
+
+@pytest.mark.parametrize("part", UNKNOWN)
+def test_a_py_amqp_that_is_not_as_known(
+    hub: Hub, connection: Connection, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """kombu's own reader stays."""
+    transport = connection.transport
+    changes: dict[str, Callable[[], None]] = {
+        "no class": lambda: monkeypatch.delattr(amqp.transport, "TCPTransport"),
+        "no reader": lambda: monkeypatch.delattr(TCPTransport, "_read"),
+        "no buffer": lambda: monkeypatch.delattr(transport, "_read_buffer"),
+        "another buffer": lambda: monkeypatch.setattr(transport, "_read_buffer", bytearray()),
+        "no time-out": lambda: monkeypatch.delattr(_AbstractTransport, "having_timeout"),
+    }
+    changes[part]()
+    read_many(consumer_of(connection), hub)
+    assert not hub.readers
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_worker_reads_so(
+    hub: Hub, connection: Connection, broker: Broker, enabled: bool
+) -> None:
+    """Its step for batches has the event loop do it, unless the shortcut is switched off."""
     consumer = consumer_of(connection)
+    shortcuts = SHORTCUTS - (set() if enabled else {"amqp_reader"})
+    consumer.app = SimpleNamespace(conf={SETTING: shortcuts})
     BatchesStep(consumer).register_with_event_loop(consumer, hub)
-    broker.write(frames_of(3))
-    next(hub.create_loop())
-    assert len(connection.frames) == 3
+    assert bool(hub.readers) is enabled
+    if enabled:
+        broker.write(frames_of(3))
+        next(hub.create_loop())
+        assert len(connection.frames) == 3

@@ -14,7 +14,7 @@ from nonsense import call
 from vine import promise
 
 from celery_batches.worker import acks
-from celery_batches.worker.acks import BatchAck, Promised, together
+from celery_batches.worker.acks import DeferredAck, LeanPromise, collect_acks
 from kit.brokers import Batch, Broker, tags
 from kit.clock import Clock
 from kit.consumer import FakeConsumer
@@ -105,9 +105,9 @@ def test_only_what_celery_gives_to_a_strategy_is_collected(memory: Broker) -> No
         memory.app,
         batch.task,
         batch.messages[0],
-        on_ack=BatchAck(lambda *args: called.append(args)),
+        on_ack=DeferredAck(lambda *args: called.append(args)),
     )
-    with together():
+    with collect_acks():
         request.acknowledge()
         assert len(called) == 1
     assert memory.soon == 0
@@ -116,7 +116,7 @@ def test_only_what_celery_gives_to_a_strategy_is_collected(memory: Broker) -> No
 def test_what_another_thread_acknowledges_is_not_kept_waiting(memory: Broker) -> None:
     """With a pool of threads, several batches end at the same time."""
     batch = Batch(memory)
-    with together():
+    with collect_acks():
         thread = Thread(target=batch.requests[0].acknowledge)
         thread.start()
         thread.join()
@@ -131,7 +131,7 @@ def test_what_another_thread_acknowledges_is_not_kept_waiting(memory: Broker) ->
 def test_what_was_collected_is_done_whatever_happens_then(memory: Broker) -> None:
     batch = Batch(memory)
 
-    @together()
+    @collect_acks()
     def end() -> None:
         batch.requests[0].acknowledge()
         raise SystemExit
@@ -158,7 +158,7 @@ def test_the_strategy_has_its_requests_acknowledged_together(memory: Broker) -> 
     assert all(message.acknowledged for message in messages)
 
 
-@pytest.mark.parametrize("kind", [BatchAck, Promised])
+@pytest.mark.parametrize("kind", [DeferredAck, LeanPromise])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_who_waits_for_what_was_promised_is_told(kind: Any, when: str) -> None:
     """Whether they ask before the strategy gets the promise, as Celery does, or the request."""
@@ -175,13 +175,13 @@ def test_who_waits_for_what_was_promised_is_told(kind: Any, when: str) -> None:
     promised = kind(given)
     if when == "after":
         promised.then(told.append)
-    with together():
+    with collect_acks():
         assert promised("logger", "errors") == "done"
     assert done == [(len, ("logger", "errors"))]
     assert told == ["done"]
 
 
-@pytest.mark.parametrize("kind", [BatchAck, Promised])
+@pytest.mark.parametrize("kind", [DeferredAck, LeanPromise])
 def test_what_cannot_be_done_is_told(kind: Any) -> None:
     """Celery gives the promise something to call then."""
     failed: list[Any] = []
@@ -220,7 +220,7 @@ def test_what_celerys_own_handler_promises_is_collected(app: Any) -> None:
             worker.deliver(Delivery(call(task.name, f"id-{number}")))
         requests = list(worker_state.reserved_requests)
         assert len(requests) == 2
-        with together():
+        with collect_acks():
             for request in requests:
                 request.acknowledge()
             assert worker.channel.of(0) == []

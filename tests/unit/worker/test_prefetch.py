@@ -7,7 +7,6 @@ from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
-import amqp
 import pytest
 from celery.worker import state as worker_state
 from hypothesis import given
@@ -21,7 +20,6 @@ from celery_batches.worker.prefetch import (
     PrefetchRoom,
     count_batches_as_one,
     warn_of_prefetch_limit,
-    without_waiting,
 )
 from kit.consumer import PrefetchConsumer
 
@@ -164,57 +162,6 @@ def test_room_that_is_made_while_the_broker_is_told() -> None:
     assert consumer.loop() == [4 + 10]
     assert consumer.loop() == [4 + 10 + 20]
     assert consumer.loop() == []
-
-
-class Channel(amqp.Channel):  # type: ignore[misc]  # py-amqp is not typed
-    """Of a connection that nobody reads from."""
-
-    def __init__(self) -> None:
-        self.sent: list[Any] = []
-        self.waited_for: list[Any] = []
-
-    def send_method(self, *args: Any, wait: Any = None, **options: Any) -> None:
-        self.sent.append((args, options))
-        self.waited_for.append(wait)
-
-
-def consumer_on(channel: Any, *, global_: bool = True) -> Any:
-    """Return a consumer whose messages come in on that channel."""
-    return SimpleNamespace(
-        connection=SimpleNamespace(
-            qos_semantics_matches_spec=not global_, transport=SimpleNamespace(driver_type="amqp")
-        ),
-        qos_global=global_,
-        task_consumer=SimpleNamespace(channel=channel),
-    )
-
-
-def test_an_amqp_broker_is_told_what_py_amqp_tells_it_and_not_waited_for() -> None:
-    consumer = consumer_on(channel := Channel())
-    tell = without_waiting(consumer)
-    assert tell is not None
-    tell(7)
-    channel.basic_qos(0, 7, True)
-    ours, celerys = channel.sent
-    assert ours == celerys
-    assert channel.waited_for[0] is None
-    assert channel.waited_for[1] is not None
-
-
-def test_brokers_that_are_told_in_celerys_way() -> None:
-    """Others than AMQP, counts of single consumers, and channels with a way of their own."""
-
-    class Own(Channel):
-        def basic_qos(self, *args: Any, **options: Any) -> None:
-            """Do something else."""
-
-    assert without_waiting(consumer_on(Channel())) is not None
-    for consumer in (
-        consumer_on(SimpleNamespace()),
-        consumer_on(Own()),
-        consumer_on(Channel(), global_=False),
-    ):
-        assert without_waiting(consumer) is None
 
 
 def test_charges_are_refunded_to_the_connection_they_came_from() -> None:

@@ -1,0 +1,52 @@
+"""Which shortcuts past Celery, kombu and py-amqp are switched on. Pure.
+
+``docs/shortcuts.rst`` has a line for each of them: what it steps over, and what it gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, cast, get_args
+
+__all__ = ("SETTING", "SHORTCUTS", "Shortcut", "enabled_shortcuts")
+
+#: The app setting that switches them.
+SETTING = "batches_shortcuts"
+
+Shortcut = Literal[
+    "amqp_acks",
+    "amqp_frames",
+    "amqp_prefetch",
+    "amqp_reader",
+    "bulk_results",
+    "lean_promises",
+    "redis_acks",
+]
+
+SHORTCUTS: frozenset[Shortcut] = frozenset(get_args(Shortcut))
+
+NAMES = ", ".join(sorted(SHORTCUTS))
+CHOICES = f"True (all), False (none), or a collection of these names: {NAMES}"
+
+
+def enabled_shortcuts(conf: Mapping[str, Any]) -> frozenset[Shortcut]:
+    """Return the shortcuts that an app's configuration switches on; by default all of them.
+
+    Arguments:
+        conf: The configuration, such as ``app.conf``.
+
+    Raises:
+        TypeError: If the setting is neither a boolean nor a collection of names.
+        ValueError: If it has a name that is not known.
+    """
+    setting = conf.get(SETTING, True)
+    if isinstance(setting, bool):
+        return SHORTCUTS if setting else frozenset()
+    # A string is a collection too: of characters.
+    if isinstance(setting, str | bytes | Mapping) or not isinstance(setting, Collection):
+        raise TypeError(f"{SETTING} = {setting!r}: it has to be {CHOICES}")
+    unknown = [name for name in setting if not isinstance(name, str) or name not in SHORTCUTS]
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"{SETTING} names {names}, which is unknown: it has to be {CHOICES}")
+    return frozenset(cast("Collection[Shortcut]", setting))
