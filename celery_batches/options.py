@@ -19,6 +19,10 @@ __all__ = (
     "is_computed",
 )
 
+#: What the options are when a task does not say.
+FLUSH_EVERY = 10
+FLUSH_INTERVAL = 30
+
 #: What old Celery tasks could have, and Celery passes over in silence since 4.0, with what to do.
 REMOVED = {
     "send_error_emails": "use on_failure() or the signal task_failure to send e-mail",

@@ -14,8 +14,12 @@ from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
 from ..core.buffer import Limits
-from ..options import check_flush_every, check_flush_interval
-from ..task import Batches
+from ..options import (
+    FLUSH_EVERY,
+    FLUSH_INTERVAL,
+    check_flush_every,
+    check_flush_interval,
+)
 
 __all__ = ("FlushOptions",)
 
@@ -26,7 +30,7 @@ T = TypeVar("T")
 NOT_READ = object()
 
 #: What holds until a value was read that makes sense.
-DEFAULTS = Limits(Batches.flush_every, check_flush_interval("", Batches.flush_interval))
+DEFAULTS = Limits(FLUSH_EVERY, FLUSH_INTERVAL)
 
 
 class FlushOptions:
@@ -39,7 +43,7 @@ class FlushOptions:
         last: What was read of the task before, on another connection.
     """
 
-    __slots__ = ("_every", "_interval", "_refused", "_task", "limits")
+    __slots__ = ("_every", "_interval", "_task", "limits", "refused")
 
     def __init__(self, task: Any, last: FlushOptions | None = None) -> None:
         self._task = task
@@ -47,7 +51,7 @@ class FlushOptions:
         self._every: Any = NOT_READ
         self._interval: Any = NOT_READ
         #: What was logged last of each option.
-        self._refused: dict[str, str] = {} if last is None else last._refused
+        self.refused: dict[str, str] = {} if last is None else last.refused
         self.read()
 
     def read(self) -> Limits:
@@ -80,9 +84,9 @@ class FlushOptions:
             return last
 
     def _refuse(self, option: str, reason: str) -> None:
-        if self._refused.get(option) == reason:
+        if self.refused.get(option) == reason:
             return
-        self._refused[option] = reason
+        self.refused[option] = reason
         logger.error(
             "Task %s: %s: %s The last good values stay: flush_every=%d, flush_interval=%g.",
             *(self._task.name, option, reason),
