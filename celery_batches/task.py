@@ -189,8 +189,8 @@ class Batches(BodyMethods, UnsupportedMethods):
             task_id: Id of the call.
             retries: How often the call has been retried.
             throw: Whether to raise what the body raises. Defaults to ``task_eager_propagates``.
-            logfile: For ``task.request.logfile``.
-            loglevel: For ``task.request.loglevel``.
+            logfile: For ``task.request``.
+            loglevel: For ``task.request``.
             headers: Custom headers of the call.
             **options: Other calling options.
 
@@ -199,21 +199,11 @@ class Batches(BodyMethods, UnsupportedMethods):
         """
         from .eager import apply_eagerly
 
-        app = self._get_app()
-        return apply_eagerly(
-            app.tasks[self.name],
-            task_id or uuid(),
-            args or (),
-            kwargs or {},
-            propagate=app.conf.task_eager_propagates if throw is None else throw,
-            loglevel=loglevel or 0,
-            logfile=logfile,
-            callbacks=maybe_list(link),
-            errbacks=maybe_list(link_error),
-            retries=retries or 0,
-            headers=headers,
-            **options,
-        )
+        task = self._get_app().tasks[self.name]
+        calls = {"callbacks": maybe_list(link), "errbacks": maybe_list(link_error)}
+        context = {**calls, "retries": retries or 0, "headers": headers, **options}
+        how = {"throw": throw, "loglevel": loglevel or 0, "logfile": logfile}
+        return apply_eagerly(task, task_id or uuid(), args or (), kwargs or {}, context, **how)
 
 
 def _keep_bodies(sender: Any, **_: Any) -> None:

@@ -19,6 +19,12 @@ from .running import running_batch
 __all__ = ("BodyMethods",)
 
 
+OWN_ARGUMENTS = (
+    "%s: self.retry() retries every request of the batch, each with its own arguments; for other "
+    "arguments use request.retry(args=..., kwargs=...)"
+)
+
+
 class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
     """The methods of a task that are about its current request, for a batch of them."""
 
@@ -37,38 +43,29 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
     ) -> Retry:
         """Retry every request of the batch that has no outcome yet: each under its own id.
 
-        Each has its own count of retries; those that are over the limit fail, alone. To retry just
-        some of the requests, use their own ``retry()``.
+        Requests over the limit fail. To retry only some, call ``retry()`` of each.
 
         Arguments:
             args: Not for a batch: its requests have arguments of their own.
             kwargs: Not for a batch.
-            exc: Why. It is what requests over the limit fail with; without it, that is
-                ``MaxRetriesExceededError``.
-            throw: Whether to raise `celery.exceptions.Retry`, so that the body ends here.
+            exc: Why. Requests over the limit fail with it, or with ``MaxRetriesExceededError``.
+            throw: Whether to raise the ``Retry``, so that the body ends here, or to return it.
             eta: The ``datetime.datetime`` to run them at.
             countdown: Seconds to wait for the retry. Defaults to ``default_retry_delay``.
             max_retries: The limit, this time. Defaults to that of the task.
             **options: Other calling options, such as ``queue`` or ``priority``.
 
-        Returns:
-            The exception, if it is not raised.
-
         Raises:
             celery.exceptions.Retry: Unless ``throw`` is false.
             TypeError: If there are ``args`` or ``kwargs``.
         """
-        given = {"exc": exc, "eta": eta, "countdown": countdown, "max_retries": max_retries}
-        given.update(options)
+        options.update(exc=exc, eta=eta, countdown=countdown, max_retries=max_retries)
         batch = running_batch(self)
         if batch is None:
-            return super().retry(args, kwargs, throw=throw, **given)
+            return super().retry(args, kwargs, throw=throw, **options)
         if args is not None or kwargs is not None:
-            raise TypeError(
-                f"{self.name}: self.retry() retries every request of the batch, each with its own "
-                f"arguments; for other arguments use request.retry(args=..., kwargs=...)"
-            )
-        reason = retry_all(self, batch.requests, given)
+            raise TypeError(OWN_ARGUMENTS % self.name)
+        reason = retry_all(self, batch.requests, options)
         if throw:
             raise reason
         return reason
