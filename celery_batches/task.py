@@ -202,7 +202,7 @@ class Batches(BodyMethods, UnsupportedMethods):
         task = self._get_app().tasks[self.name]
         calls = {"callbacks": maybe_list(link), "errbacks": maybe_list(link_error)}
         context = {**calls, "retries": retries or 0, "headers": headers, **options}
-        how = {"throw": throw, "loglevel": loglevel or 0, "logfile": logfile}
+        how: dict[str, Any] = {"throw": throw, "loglevel": loglevel or 0, "logfile": logfile}
         return apply_eagerly(task, task_id or uuid(), args or (), kwargs or {}, context, **how)
 
 
