@@ -200,17 +200,15 @@ def test_a_retry(watched):
 def test_a_request_that_fails_alone(watched):
     """Tools that listen to `task_failure` report it. To the others, the batch is a success."""
     tool = watched.tool
-    ordinary = watched.site.module.alone.delay("fail")
-    (control,) = of("error", watched.recorded([ordinary]))
     success = alike(watched.batch("fine"))
-
     calls = [watched.site.module.together.delay("fail alone") for _ in range(2)]
     records = watched.recorded(calls)
     reported = of("error", records)
     assert alike([record for record in records if record not in reported]) == success
     assert errors(records) == [("KeyError", "'no luck'", [])] * tool.single
-    if reported and control["id"] == ordinary.id:
-        assert reported[0]["id"] == calls[0].id
+    # By its id, or as something in the run of the batch: Elastic, and django-structlog before 11.
+    runs = {record["id"] for record in of("transaction", records) if reported}
+    assert {record["id"] for record in reported} <= {calls[0].id, *runs}
 
 
 def test_nothing_said_in_a_batch_is_left_behind(watched):
