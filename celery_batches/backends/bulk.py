@@ -19,7 +19,7 @@ from .database_bulk import store_in_database
 from .redis_bulk import store_in_redis
 from .state import State
 
-__all__ = ("bulk_store_of", "original", "store_at_once")
+__all__ = ("bulk_store_of", "store_in_bulk", "unintercepted")
 
 logger = get_logger(__name__)
 
@@ -34,7 +34,7 @@ STORING = (
 )
 
 
-def store_at_once(backend: Any, states: Sequence[State | None]) -> list[bool]:
+def store_in_bulk(backend: Any, states: Sequence[State | None]) -> list[bool]:
     """Store what can be stored together; return for each whether it was.
 
     That it was not says nothing of why: that shows when it is stored by itself.
@@ -65,11 +65,11 @@ def bulk_store_of(backend: Any) -> Callable[[Any, Sequence[State]], list[bool]] 
 
 def _is_of(cls: type, backend: Any, name: str) -> bool:
     """Whether a method of the backend is that of the class, or neither has one."""
-    method = original(backend, name)
+    method = unintercepted(backend, name)
     return getattr(method, "__func__", method) is getattr(cls, name, None)
 
 
-def original(backend: Any, name: str) -> Any:
+def unintercepted(backend: Any, name: str) -> Any:
     """Return a method of the result backend as it is when nothing intercepts it."""
     method = getattr(backend, name, None)
     return getattr(method, "intercepted", method)

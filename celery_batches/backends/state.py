@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..request import SimpleRequest
+
+if TYPE_CHECKING:
+    # Other rooms take the type from here, since only this room may import `celery.backends`.
+    from celery.backends.base import Backend as Backend
 
 __all__ = ("State", "copy_of")
 
@@ -19,14 +23,14 @@ class State:
     state: str
     traceback: str | None = None
 
-    def store(self, backend: Any) -> None:
+    def store(self, backend: Backend) -> None:
         """Store it in the backend."""
         backend.store_result(
             self.request.id, self.value, self.state, self.traceback, request=self.request
         )
 
 
-def copy_of(backend: Any, **attributes: Any) -> Any:
+def copy_of(backend: Backend, **attributes: Any) -> Backend:
     """Return a copy of a result backend with a stand-in for its connection."""
     copy = object.__new__(type(backend))
     # What fails is done again by itself, not by this.

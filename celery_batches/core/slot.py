@@ -22,12 +22,12 @@ R_co = TypeVar("R_co", covariant=True)
 class Progress(IntEnum):
     """How far the outcome of a request has been applied."""
 
-    #: It is known here only.
+    #: Recorded in the slot only.
     RECORDED = 0
-    #: The result backend has it. Continuations are not sent yet.
+    #: Stored in the result backend. Continuations are not sent yet.
     STORED = 1
-    #: The result backend has it, and all that follows from it was sent.
-    TOLD = 2
+    #: Stored in the result backend, and continuations are sent.
+    COMPLETE = 2
 
 
 class RunningBatch(Protocol[R]):
