@@ -16,8 +16,8 @@ except ImportError:  # Celery 5.4 and older.
 
 __all__ = (
     "TIMEOUT_IS_FAILURE",
-    "counts_for_new_consumers",
     "eager_result",
+    "has_prefetch_per_consumer",
     "is_pydantic",
     "publish",
 )
@@ -54,7 +54,7 @@ def is_pydantic(body: Any) -> bool:
     return hasattr(body, "__wrapped__") and bool(module == "celery.app.base")
 
 
-def counts_for_new_consumers(consumer: Any) -> bool:
+def has_prefetch_per_consumer(consumer: Any) -> bool:
     """Whether Celery has found that a prefetch count is for new consumers of a channel only.
 
     That is so with RabbitMQ's quorum queues, which Celery 5.5 and newer detect.
