@@ -5,13 +5,16 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, canvas
+from celery import canvas
 
 from ..compat import publish
 from ..request import SimpleRequest, slot_of
 from .context import acting_as
 
 if TYPE_CHECKING:
+    from celery import Celery
+    from celery.app.task import Context
+
     from ..task import Batches
 
 __all__ = (
@@ -39,7 +42,7 @@ def has_continuations(request: SimpleRequest) -> bool:
     return is_awaited(request) or bool((request.request_dict or {}).get("errbacks"))
 
 
-def parent_context(task: Batches, request: SimpleRequest) -> AbstractContextManager[Any]:
+def parent_context(task: Batches, request: SimpleRequest) -> AbstractContextManager[Context | None]:
     """Push the request's context, so that continuations inherit its id as ``parent_id``."""
     return acting_as(task, request) if has_continuations(request) else nullcontext()
 
