@@ -27,7 +27,7 @@ __all__ = (
 
 
 def sends_on_success(request: SimpleRequest) -> bool:
-    """Whether the pool sends a task when the request is done: a link or the next of a chain."""
+    """Whether the pool sends a task when the request is done: a link or the next of its chain."""
     get = (request.request_dict or {}).get
     return bool(get("callbacks") or get("chain"))
 

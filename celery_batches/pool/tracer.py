@@ -52,16 +52,16 @@ class BatchTask(Proxy):  # type: ignore[misc]  # celery is not typed
 
     def __init__(self, task: Batches) -> None:
         super().__init__(lambda: task)
-        object.__setattr__(self, "_is_being_traced", False)
+        object.__setattr__(self, "_is_built", False)
 
     def __getattr__(self, name: str) -> Any:
         task = self._get_current_object()
-        if not self._is_being_traced and not hasattr(task.__class__, name):
+        if not self._is_built and not hasattr(task.__class__, name):
             raise AttributeError(name)
         return getattr(task, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._is_being_traced:
+        if self._is_built:
             super().__setattr__(name, value)
         else:
             object.__setattr__(self, name, value)
@@ -83,9 +83,9 @@ class BatchTask(Proxy):  # type: ignore[misc]  # celery is not typed
     def after_return(self, *args: Any) -> None:
         """Do nothing: the handler is called for each request."""
 
-    def begin(self) -> None:
+    def end_build(self) -> None:
         """Forward all reads and writes from now on, since the tracer is built."""
-        object.__setattr__(self, "_is_being_traced", True)
+        object.__setattr__(self, "_is_built", True)
 
 
 class BatchInfo(trace.TraceInfo):  # type: ignore[misc]  # celery is not typed
@@ -125,7 +125,7 @@ def build_batch_tracer(task: Batches, *, eager: bool) -> Tracer:
     tracer: Tracer = trace.build_tracer(
         task.name, stand_in, eager=eager, app=task.app, Info=BatchInfo
     )
-    stand_in.begin()
+    stand_in.end_build()
     return tracer
 
 
