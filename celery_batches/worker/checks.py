@@ -12,10 +12,10 @@ from uuid import UUID
 from celery.exceptions import InvalidTaskError
 from kombu.exceptions import EncodeError
 
-__all__ = ("NONSENSE", "check_message")
+__all__ = ("MALFORMED_MESSAGE_ERRORS", "check_message")
 
 #: What a message with nonsense in it makes Celery's own code raise.
-NONSENSE = (
+MALFORMED_MESSAGE_ERRORS = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
     EncodeError,
 )

@@ -142,7 +142,7 @@ class BatchJob:
             exc_info=True,
         )
         reason = error_info(exc)
-        self._tell(lambda request: request.fail(reason))
+        self._notify_each(lambda request: request.fail(reason))
         self._finish()
 
     def _batch_limits(self, pool: Any, limits: set[Limits]) -> Limits:
@@ -199,7 +199,7 @@ class BatchJob:
         reason.__cause__ = exc
         request.reject(requeue=False)
         # Celery logs what it is told.
-        self._tell_one(request.on_failure, error_info(reason))
+        self._notify(request.on_failure, error_info(reason))
 
     def withdraw(self) -> Requests:
         """Return the members, unless the pool has started on them; the batch does not run then.
@@ -220,7 +220,7 @@ class BatchJob:
         """The pool has started on the batch."""
         with self._lock:
             self._accepted = True
-        self._tell(lambda request: request.on_accepted(pid, time_accepted))
+        self._notify_each(lambda request: request.on_accepted(pid, time_accepted))
         if self._charge is not None and not self.task.acks_late:
             self._charge.refund()
 
@@ -244,7 +244,7 @@ class BatchJob:
             if failed and isinstance(retval.exception, ExceptionWithTraceback):
                 # A pool without processes has not pickled it, which would have unwrapped it.
                 retval.exception = retval.exception.exc
-            self._tell_one(request.on_success, (failed, retval, runtime))
+            self._notify(request.on_success, (failed, retval, runtime))
         self._finish()
 
     @collect_acks()
@@ -262,7 +262,7 @@ class BatchJob:
             self._on_lost(error_info(lost), self.requests)
         elif isinstance(exc, TimeLimitExceeded):
             # `on_timeout` follows and does the rest.
-            self._tell(
+            self._notify_each(
                 lambda request: request.on_failure(
                     exc_info, send_failed_event=not TIMEOUT_IS_FAILURE, return_ok=True
                 )
@@ -271,7 +271,7 @@ class BatchJob:
         elif isinstance(exc, WorkerLostError):
             self._on_lost(exc_info, self.requests)
         else:
-            self._tell(lambda request: request.on_failure(exc_info))
+            self._notify_each(lambda request: request.on_failure(exc_info))
         self._finish()
 
     def terminate(self, signum: int) -> None:
@@ -280,7 +280,7 @@ class BatchJob:
         if result is not None:
             result.terminate(signum)
         self._terminated = True
-        self._settle_killed()
+        self._notify_after_kill()
 
     def _on_killed(self) -> None:
         """A greenlet was killed, for the sake of members that Celery tells itself.
@@ -297,14 +297,14 @@ class BatchJob:
                 worker_state.task_ready(request)
                 request.killed_job = self  # The pool has forgotten it.
             self._finish()
-            self._settle_killed()
+            self._notify_after_kill()
         else:
             self.on_failure(error_info(Terminated("killed")))
 
     def _is_any_ended(self) -> bool:
         return any(request.is_ended for request in self.requests)
 
-    def _settle_killed(self) -> None:
+    def _notify_after_kill(self) -> None:
         """Tell the other members, once the greenlet is gone and Celery has told the first."""
         # On a lost connection, Celery cancels all of them, one after the other.
         cancelled = any(request.is_cancelled for request in self.requests)
@@ -316,12 +316,12 @@ class BatchJob:
         for request in self.requests:
             if not request.is_ended:
                 continue
-            self._tell_one(request.on_failure, error_info(Terminated("revoked")))
+            self._notify(request.on_failure, error_info(Terminated("revoked")))
             # Celery would announce it again if it was about to terminate this one too.
             request.time_start = None
-        self._leave_behind()
+        self._notify_lost()
 
-    def _leave_behind(self) -> None:
+    def _notify_lost(self) -> None:
         """Some members were revoked or cancelled: for the others, the process was lost."""
         lost = [request for request in self.requests if not request.is_ended]
         if lost:
@@ -339,7 +339,7 @@ class BatchJob:
         )
         for request in requests:
             # All that Celery does not do then is to log it once more.
-            self._tell_one(lambda lost: lost.on_failure(exc_info, return_ok=True), request)
+            self._notify(lambda lost: lost.on_failure(exc_info, return_ok=True), request)
 
     @collect_acks()
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -355,15 +355,15 @@ class BatchJob:
         for request in self.requests:
             # For a soft limit, Celery's own method does nothing but log it.
             if not soft or type(request).on_timeout is not Request.on_timeout:
-                self._tell_one(lambda one: one.on_timeout(soft, timeout), request)
+                self._notify(lambda one: one.on_timeout(soft, timeout), request)
         if not soft:
             self._finish()
 
-    def _tell(self, callback: Callable[[Any], Any]) -> None:
+    def _notify_each(self, callback: Callable[[Any], Any]) -> None:
         for request in self.requests:
-            self._tell_one(callback, request)
+            self._notify(callback, request)
 
-    def _tell_one(self, callback: Callable[..., Any], argument: Any) -> None:
+    def _notify(self, callback: Callable[..., Any], argument: Any) -> None:
         """Call one member's callback; an error in it is not its neighbours' concern."""
         try:
             callback(argument)

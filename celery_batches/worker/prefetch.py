@@ -29,9 +29,9 @@ from kombu.common import PREFETCH_COUNT_MAX, QoS
 from ..transports.redis_prefetch import limit_consumption
 
 __all__ = (
+    "BatchAllowance",
     "Charge",
     "Prefetch",
-    "PrefetchRoom",
     "count_batches_as_one",
     "prefetch_of",
     "warn_of_prefetch_limit",
@@ -187,7 +187,7 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
             return max(0, reserved - buffered - members) + len(self._unfinished)
 
 
-class PrefetchRoom:
+class BatchAllowance:
     """The room that one batch task has for the batch that it fills.
 
     Arguments:
@@ -229,7 +229,7 @@ class PrefetchRoom:
         Where the broker cannot be told of that, the room stays as it is.
         """
         ahead_until = self.ahead_until
-        self.wait_and_see()
+        self.stop_read_ahead()
         self._flush_every = flush_every
         if self._prefetch is None or self._static is not None:
             return
@@ -239,7 +239,7 @@ class PrefetchRoom:
         self._prefetch.make_room(flush_every - self._messages)
         self._messages = flush_every
         if ahead_until is not None:
-            self.go_ahead(ahead_until)
+            self.start_read_ahead(ahead_until)
 
     def warn_of_static_limit(self, task_name: str) -> None:
         """Warn if a batch cannot fill any more, since the broker cannot be told to deliver more."""
@@ -249,14 +249,14 @@ class PrefetchRoom:
         if self._prefetch.value and self._flush_every > most:
             logger.warning(STATIC, task_name, self._flush_every, most)
 
-    def go_ahead(self, until: float) -> None:
+    def start_read_ahead(self, until: float) -> None:
         """Let the broker deliver full batches ahead until then, if there is room for one at all."""
         if self._prefetch is not None:
             if self.ahead_until is None:
                 self._prefetch.expect(self._flush_every)
             self.ahead_until = until
 
-    def wait_and_see(self) -> None:
+    def stop_read_ahead(self) -> None:
         """No more are expected than those that are on their way."""
         if self._prefetch is not None and self.ahead_until is not None:
             self.ahead_until = None
@@ -264,7 +264,7 @@ class PrefetchRoom:
 
     def close(self) -> None:
         """Give that room back, if there is any."""
-        self.wait_and_see()
+        self.stop_read_ahead()
         prefetch, self._prefetch = self._prefetch, None
         if prefetch is not None:
             prefetch.make_room(-self._messages)

@@ -35,7 +35,7 @@ What may then come in between, and why it does no harm:
   gevent waits until it has room. So two batches may change places; the requests in one may not.
 * A batch that was taken from the buffer may find its connection lost before it is sent: `BatchJob`
   asks (`_drop`) as the last thing that it does. If it is lost after that, it is as if the batch had
-  been sent a moment before: `drop_waiting` knows it already, whichever strategy has sent it.
+  been sent a moment before: `release_waiting` knows it already, whichever strategy has sent it.
 * A request that comes when all is over is let go; when the tasks were reloaded, the new strategy
   gets it. `_drop` and `on_message` look at `_retired` and `_successor` without the lock: `_end`
   sets them in the order that lets them do so.
@@ -67,19 +67,19 @@ from ..transports.visibility import warn_of_eta, warn_of_visibility_timeout
 from .accounting import Accounts
 from .acks import DeferredAck, LeanPromise
 from .body_args import BodyArguments
-from .checks import NONSENSE, check_message
+from .checks import MALFORMED_MESSAGE_ERRORS, check_message
 from .flush_options import FlushOptions
 from .job import BatchJob
 from .limits import RateLimit
 from .member_request import MemberRequest, member_class
-from .prefetch import PrefetchRoom, prefetch_of, warn_of_prefetch_limit
+from .prefetch import BatchAllowance, prefetch_of, warn_of_prefetch_limit
 
 __all__ = ("BatchStrategy", "strategy_for", "strategy_of")
 
 logger = get_logger(__name__)
 
 #: Seconds after a full batch in which more of them are expected.
-AHEAD = 1.0
+READ_AHEAD_SECONDS = 1.0
 
 
 FLUSH_RAISED = (
@@ -148,7 +148,7 @@ class BatchStrategy:
         self._requeues = False
         #: What has taken over, if the connection goes on.
         self._successor: BatchStrategy | None = None
-        self._room = PrefetchRoom(consumer, self.options.limits.flush_every)
+        self._allowance = BatchAllowance(consumer, self.options.limits.flush_every)
         self._reserved = 0
         self._warned_of_eta = False
         task.Request = member_class(task.Request)
@@ -168,7 +168,7 @@ class BatchStrategy:
     def reserve(self, batches: int) -> None:
         """Let the broker deliver that many batches, where it cannot be told of more later."""
         self._reserved = batches
-        self._room.open(batches)
+        self._allowance.open(batches)
 
     def on_message(self, message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
         """Take in a message (Celery's interface of a strategy).
@@ -185,7 +185,7 @@ class BatchStrategy:
             if "lean_promises" in self._shortcuts:
                 ack, reject = DeferredAck(ack, self._shortcuts), LeanPromise(reject)
             return self._receive(message, body, ack, reject, callbacks)
-        except NONSENSE as exc:
+        except MALFORMED_MESSAGE_ERRORS as exc:
             if message.acknowledged:
                 raise
             raise InvalidTaskError(f"{type(exc).__name__}: {exc}") from exc
@@ -239,10 +239,10 @@ class BatchStrategy:
     def _put(self, request: MemberRequest, now: float) -> bool:
         """Buffer a request; return whether there are enough for a full batch. Under the lock."""
         request.strategy = self
-        self._room.open()
+        self._allowance.open()
         is_full = self._buffer.add(request, now=now)
         if is_full and self._limit.is_off and not self._reserved:
-            self._room.go_ahead(until=now + AHEAD)
+            self._allowance.start_read_ahead(until=now + READ_AHEAD_SECONDS)
         return is_full
 
     def _change(self, limits: Limits) -> None:
@@ -250,7 +250,7 @@ class BatchStrategy:
         with self._lock:
             self._buffer.limits = limits
             if not self._retired:
-                self._room.resize(limits.flush_every)
+                self._allowance.resize(limits.flush_every)
         self.warn_of_broker_limits()
 
     def warn_of_broker_limits(self) -> None:
@@ -260,7 +260,7 @@ class BatchStrategy:
             self.task.name, limits.flush_every, self.consumer.initial_prefetch_count
         )
         if self._reserved:
-            self._room.warn_of_static_limit(self.task.name)
+            self._allowance.warn_of_static_limit(self.task.name)
         channel = getattr(self.consumer.task_consumer, "channel", None)
         warn_of_visibility_timeout(self.task, channel, limits.flush_interval)
 
@@ -291,7 +291,7 @@ class BatchStrategy:
         A timer that wakes up too early only sets the next one: so there is never more than one,
         and a flush by size need not touch it.
         """
-        wakeup, ahead_until = self._buffer.next_wakeup, self._room.ahead_until
+        wakeup, ahead_until = self._buffer.next_wakeup, self._allowance.ahead_until
         if self._buffer.is_full or (wakeup is not None and wakeup <= now):
             wakeup = now + self._limit.wait()  # It is held back.
         if ahead_until is not None:
@@ -321,9 +321,9 @@ class BatchStrategy:
             self._timer = self._timer_at = None
             now = monotonic()
             batches = self._take_due(now)
-            ahead_until = self._room.ahead_until
+            ahead_until = self._allowance.ahead_until
             if ahead_until is not None and ahead_until <= now:
-                self._room.wait_and_see()
+                self._allowance.stop_read_ahead()
             self._arm(now)
             if not self._reserved and not self.buffered:
                 # Nothing has come in since the last flush, or that was one by interval: other tasks
@@ -331,7 +331,7 @@ class BatchStrategy:
                 if ahead_until is not None:
                     self._wake_at(now + self._buffer.limits.flush_interval)
                 else:
-                    self._room.close()
+                    self._allowance.close()
         for batch in batches:
             self._flush(batch)
 
@@ -412,7 +412,7 @@ class BatchStrategy:
             # sending may block.
             self._arm(now)
 
-    def drop_waiting(self) -> None:
+    def release_waiting(self) -> None:
         """The connection is lost: run no batch that the pool has not started on.
 
         The broker delivers its messages again, but not those that were left out at first, and so
@@ -421,9 +421,9 @@ class BatchStrategy:
         for reference in self._jobs.valuerefs():
             job = reference()
             if job is not None:
-                self._drop(job)
+                self._release_job(job)
 
-    def _drop(self, job: BatchJob) -> None:
+    def _release_job(self, job: BatchJob) -> None:
         ours = []
         for request in job.withdraw():
             if request.is_left_out:
@@ -461,7 +461,7 @@ class BatchStrategy:
         self._retired = True
         self._disarm()
         requests = self._buffer.discard()
-        self._room.close()
+        self._allowance.close()
         return requests
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
 
-from .checks import NONSENSE
+from .checks import MALFORMED_MESSAGE_ERRORS
 
 __all__ = ("Strategies",)
 
@@ -45,7 +45,7 @@ class Strategies(dict[str, Any]):
             raise InvalidTaskError("the name of a task must be a string") from reason
         try:
             self._consumer.on_unknown_task(None, message, reason)
-        except NONSENSE as exc:
+        except MALFORMED_MESSAGE_ERRORS as exc:
             # The line is in the log by now.
             logger.debug("Cannot tell the caller of an unknown task: %r", exc, exc_info=True)
             if not message.acknowledged:

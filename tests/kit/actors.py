@@ -192,7 +192,7 @@ class StagedWorker:
 
     def drop(self) -> None:
         """After that, nothing begins that waits in the pool."""
-        self.strategy.drop_waiting()
+        self.strategy.release_waiting()
         self.in_good_time = set(self.pool.begun)
 
     def limit(self) -> None:
