@@ -12,6 +12,8 @@ from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from .options import (
+    FLUSH_EVERY,
+    FLUSH_INTERVAL,
     REMOVED,
     check_body,
     check_flush_every,
@@ -50,11 +52,11 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
 
     #: The number of requests in a full batch, an int of at least 1. May be a property, and may be
     #: set while the worker runs: it is read for each request.
-    flush_every: int = 10
+    flush_every: int = FLUSH_EVERY
 
     #: How long a request waits for its batch to fill, in seconds or as a ``datetime.timedelta``.
     #: May be a property, and may be set while the worker runs: it is read for each request.
-    flush_interval: Any = 30
+    flush_interval: Any = FLUSH_INTERVAL
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -299,7 +301,7 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         keep_body(task)
         strategy = BatchStrategy(task, app, consumer, old=old)
         if old is not None:
-            strategy.take_over(old)
+            old.hand_over(strategy)
         return strategy.on_message
 
     def flush(self, requests: Iterable[Any]) -> Any:
@@ -339,9 +341,9 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         members = requests if isinstance(requests, Sequence) else list(requests)
         if not members:
             return None
-        from .worker.strategy import strategy_for
+        from .worker.sender import sender_for
 
-        return strategy_for(self.name, members).dispatch(members, tuple(args) or None)
+        return sender_for(self.name, members).dispatch(members, tuple(args) or None)
 
     def apply(
         self,

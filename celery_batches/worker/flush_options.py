@@ -14,8 +14,8 @@ from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
 from ..core.buffer import Limits
-from ..options import check_flush_every, check_flush_interval
-from ..task import Batches
+from ..options import FLUSH_EVERY, FLUSH_INTERVAL, check_flush_every, check_flush_interval
+from .interfaces import BatchTask
 
 __all__ = ("FlushOptions",)
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 NOT_READ = object()
 
 #: What holds until a value was read that makes sense.
-DEFAULTS = Limits(Batches.flush_every, check_flush_interval("", Batches.flush_interval))
+DEFAULTS = Limits(FLUSH_EVERY, FLUSH_INTERVAL)
 
 
 class FlushOptions:
@@ -41,7 +41,7 @@ class FlushOptions:
 
     __slots__ = ("_every", "_interval", "_refused", "_task", "limits")
 
-    def __init__(self, task: Any, last: FlushOptions | None = None) -> None:
+    def __init__(self, task: BatchTask, last: FlushOptions | None = None) -> None:
         self._task = task
         self.limits: Limits = DEFAULTS if last is None else last.limits
         self._every: Any = NOT_READ

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from kombu.common import QoS
 from kombu.transport.virtual import QoS as VirtualQoS
 
+from celery_batches.worker.allowance import BatchAllowance
 from celery_batches.worker.prefetch import (
-    BatchAllowance,
     Charge,
     Prefetch,
     count_batches_as_one,
