@@ -39,7 +39,7 @@ class FlushOptions:
         last: What was read of the task before, on another connection.
     """
 
-    __slots__ = ("_every", "_interval", "_refused", "_task", "limits")
+    __slots__ = ("_every", "_interval", "_task", "limits", "refused")
 
     def __init__(self, task: BatchTask, last: FlushOptions | None = None) -> None:
         self._task = task
@@ -47,7 +47,7 @@ class FlushOptions:
         self._every: Any = NOT_READ
         self._interval: Any = NOT_READ
         #: What was logged last of each option.
-        self._refused: dict[str, str] = {} if last is None else last._refused
+        self.refused: dict[str, str] = {} if last is None else last.refused
         self.read()
 
     def read(self) -> Limits:
@@ -56,7 +56,7 @@ class FlushOptions:
         try:
             every, interval = task.flush_every, task.flush_interval
         except Exception as exc:
-            self._refuse("flush_every or flush_interval", f"cannot be read: {exc!r}")
+            self._log_refusal("flush_every or flush_interval", f"cannot be read: {exc!r}")
             return self.limits
         if every is not self._every or interval is not self._interval:
             self._every, self._interval = every, interval
@@ -76,13 +76,13 @@ class FlushOptions:
         try:
             return check(self._task.name, value)
         except ImproperlyConfigured as exc:
-            self._refuse(option, str(exc))
+            self._log_refusal(option, str(exc))
             return last
 
-    def _refuse(self, option: str, reason: str) -> None:
-        if self._refused.get(option) == reason:
+    def _log_refusal(self, option: str, reason: str) -> None:
+        if self.refused.get(option) == reason:
             return
-        self._refused[option] = reason
+        self.refused[option] = reason
         logger.error(
             "Task %s: %s: %s The last good values stay: flush_every=%d, flush_interval=%g.",
             *(self._task.name, option, reason),

@@ -20,7 +20,7 @@ from .acks import collect_acks
 from .body_args import BodyArguments
 from .endings import BatchEndings, Requests
 from .interfaces import BatchTask, Pool
-from .member_request import SignalLog, terminate_with
+from .member_request import SignalLog
 from .members import Members, take_members
 from .prefetch import Charge
 
@@ -113,7 +113,9 @@ class BatchJob(BatchEndings):
                 simple_requests[:] = [simple for request, simple in pairs if id(request) in kept]
 
     def _apply_async(self, pool: Pool, members: Members) -> Any:
-        terminate_with(self.requests, ref(self))
+        myself: ref[BatchEndings] = ref(self)
+        for request in self.requests:
+            request.terminate_with(myself)
         task, simple_requests = self.task, members.simple_requests
         of_pool = getattr(pool, "options", None) or {}
         hard, soft = members.tightest_limits(

@@ -6,7 +6,7 @@ touches the private attributes of Celery's request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from billiard.einfo import ExceptionInfo
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .interfaces import BatchTask
     from .strategy import BatchStrategy
 
-__all__ = ("MemberRequest", "SignalLog", "member_class", "notify", "terminate_with")
+__all__ = ("MemberRequest", "SignalLog", "member_class", "notify")
 
 logger = get_logger(__name__)
 
@@ -115,6 +115,10 @@ class MemberRequest(_Request):
         """End this request, because the worker stops or has lost its connection."""
         return super().cancel(_Once(self, pool), signal, **options)
 
+    def terminate_with(self, job: ref[BatchEndings]) -> None:
+        """Have Celery call ``terminate`` of the batch when it has terminated or cancelled this."""
+        self._apply_result = job
+
     def fail(self, exc_info: ExceptionInfo) -> None:
         """Fail as a task that raises, although the pool never got this request. Logs nothing.
 
@@ -189,12 +193,6 @@ class _Once:
         if not by or self._request.id in by:
             self._pool.terminate_job(pid, signal)
         by.add(self._request.id)
-
-
-def terminate_with(requests: Iterable[MemberRequest], job: ref[BatchEndings]) -> None:
-    """Have Celery call ``terminate`` of the batch when it has terminated or cancelled a member."""
-    for request in requests:
-        request._apply_result = job
 
 
 def notify(callback: Callable[[T], Any], argument: T, *, about: object) -> None:

@@ -61,7 +61,7 @@ class BatchSender:
         self._consumer = consumer
         self._strategy = strategy
         #: Shared with what comes after: an override of `flush` may keep requests for longer.
-        self._accounts: Accounts = old._accounts if old is not None else Accounts(task.name)
+        self.accounts: Accounts = old.accounts if old is not None else Accounts(task.name)
         #: The batches of this connection that the pool has, or that wait there, by id. Adding one
         #: and listing all are one step each, whatever thread does so.
         self._jobs: WeakValueDictionary[str, BatchJob] = WeakValueDictionary()
@@ -80,16 +80,16 @@ class BatchSender:
         else:
             lost = self._strategy.lost
             if lost is None:
-                self._accounts.leave_out(batch)
+                self.accounts.leave_out(batch)
             else:
-                self._accounts.release(batch, lost.release)
+                self.accounts.release(batch, lost.release)
 
     def _on_error(self, batch: Batch[MemberRequest], exc: Exception) -> None:
         lost, failed = self._strategy.lost, 0
         if lost is None:
-            failed = self._accounts.fail(batch, exc)
+            failed = self.accounts.fail(batch, exc)
         else:
-            self._accounts.release(batch, lost.release)
+            self.accounts.release(batch, lost.release)
         logger.log(
             logging.INFO if isinstance(exc, Ignore | Reject) else logging.CRITICAL,
             FLUSH_RAISED,
@@ -107,7 +107,7 @@ class BatchSender:
         self._send(requests, args)
 
     def _send(self, requests: Requests, args: BodyArguments | None) -> None:
-        members = self._accounts.claim(requests)
+        members = self.accounts.claim(requests)
         if not members:
             return
         job = self._job(members, requests, args)
@@ -115,7 +115,7 @@ class BatchSender:
         try:
             self._consumer.on_task_request(job)
         except BaseException:
-            self._accounts.unclaim(job.withdraw())
+            self.accounts.unclaim(job.withdraw())
             raise
 
     def _job(self, members: Requests, requests: Requests, args: BodyArguments | None) -> BatchJob:
@@ -153,7 +153,7 @@ class BatchSender:
             else:
                 worker_state.task_ready(request)
         if ours:
-            self._accounts.unclaim(ours)
+            self.accounts.unclaim(ours)
             self._send(ours, job.body_args)
 
     def _ours_unless_lost(self, requests: Requests) -> Requests:
