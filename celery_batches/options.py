@@ -12,6 +12,8 @@ from celery.exceptions import ImproperlyConfigured
 from .compat import is_pydantic
 
 __all__ = (
+    "FLUSH_EVERY",
+    "FLUSH_INTERVAL",
     "check_body",
     "check_flush_every",
     "check_flush_interval",
@@ -19,8 +21,10 @@ __all__ = (
     "is_computed",
 )
 
-#: What the options are when a task does not say.
+#: The number of requests in a full batch, unless the task says otherwise.
 FLUSH_EVERY = 10
+
+#: The seconds that a request waits for its batch to fill, unless the task says otherwise.
 FLUSH_INTERVAL = 30
 
 #: What old Celery tasks could have, and Celery passes over in silence since 4.0, with what to do.
