@@ -13,6 +13,8 @@ from celery.exceptions import ImproperlyConfigured
 from .compat import is_pydantic
 
 __all__ = (
+    "FLUSH_EVERY",
+    "FLUSH_INTERVAL",
     "check_body",
     "check_flush_every",
     "check_flush_interval",
@@ -20,8 +22,10 @@ __all__ = (
     "is_computed",
 )
 
-#: The defaults of the options.
+#: The default number of requests in a full batch.
 FLUSH_EVERY = 10
+
+#: The default number of seconds that a request waits for its batch to fill.
 FLUSH_INTERVAL = 30
 
 #: Options that Celery ignores without a warning since 4.0, with their replacements.

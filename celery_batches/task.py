@@ -129,7 +129,7 @@ class Batches(BodyMethods, UnsupportedMethods):
         keep_body(task)
         strategy = BatchStrategy(task, app, consumer, old=old)
         if old is not None:
-            strategy.take_over(old)
+            old.hand_over(strategy)
         return strategy.on_message
 
     def flush(self, requests: Iterable[Request]) -> Any:
@@ -173,9 +173,9 @@ class Batches(BodyMethods, UnsupportedMethods):
         members = requests if isinstance(requests, Sequence) else list(requests)
         if not members:
             return None
-        from .worker.strategy import strategy_for
+        from .worker.sender import sender_for
 
-        return strategy_for(self.name, members).dispatch(members, tuple(args) or None)
+        return sender_for(self.name, members).dispatch(members, tuple(args) or None)
 
     def apply(
         self,

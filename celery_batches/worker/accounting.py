@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from threading import RLock
-from typing import TypeVar
 
 from celery.exceptions import Ignore, Retry, Terminated
 from celery.utils.log import get_logger
@@ -24,11 +23,9 @@ from celery.worker import state as worker_state
 
 from ..errors import error_info
 from .acks import collect_acks
-from .member_request import MemberRequest
+from .member_request import MemberRequest, notify
 
 __all__ = ("Accounts",)
-
-T = TypeVar("T")
 
 logger = get_logger(__name__)
 
@@ -98,7 +95,7 @@ class Accounts:
             for request in _unclaimed(batch):
                 request.is_left_out = True
                 silent += not request.acknowledged
-                _notify(request.on_success, (True, told, 0.0))
+                notify(request.on_success, (True, told, 0.0), about=self._task_name)
         if silent:
             logger.warning(LEFT_OUT, self._task_name, silent, len(batch))
 
@@ -108,7 +105,7 @@ class Accounts:
         reason = error_info(_as_failure(exc))
         with collect_acks():
             for request in rest:
-                _notify(request.fail, reason)
+                notify(request.fail, reason, about=self._task_name)
         return len(rest)
 
     def release(
@@ -138,11 +135,3 @@ def _as_failure(exc: Exception) -> Exception:
     failure = RuntimeError(f"flush() has raised {exc!r}")
     failure.__cause__ = exc
     return failure
-
-
-def _notify(callback: Callable[[T], None], argument: T) -> None:
-    """Call a method of one request; an error in it does not concern the other requests."""
-    try:
-        callback(argument)
-    except Exception as exc:
-        logger.exception("Cannot tell a request of its end: %r", exc)

@@ -84,7 +84,7 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         for strategy in self._strategies(c):
             strategy.retire(requeue=requeue)
             if not stopping:
-                strategy.drop_waiting()
+                strategy.sender.release_waiting()
 
     def _strategies(self, c: Any) -> list[BatchStrategy]:
         found = [strategy_of(c, name) for name in list(c.strategies)]

@@ -10,12 +10,13 @@ from typing import Any
 from uuid import UUID
 
 from celery.exceptions import InvalidTaskError
+from kombu import Message
 from kombu.exceptions import EncodeError
 
-__all__ = ("NONSENSE", "check_message")
+__all__ = ("MALFORMED_MESSAGE_ERRORS", "check_message")
 
 #: What a message with nonsense in it makes Celery's own code raise.
-NONSENSE = (
+MALFORMED_MESSAGE_ERRORS = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
     EncodeError,
 )
@@ -32,7 +33,7 @@ NO_LIMITS: tuple[Any, ...] = ([None, None], (None, None))
 MARGIN = 50
 
 
-def check_message(message: Any, body: Any) -> None:
+def check_message(message: Message, body: Any) -> None:
     """Refuse a message whose arguments or headers make no sense, as early as that can be known.
 
     Celery finds some of this out in the pool, where it would be too late for the neighbours.
@@ -133,7 +134,7 @@ def _check_headers(headers: Mapping[str, Any]) -> None:
             raise InvalidTaskError(f"the header {name!r} of a task must be {what}")
 
 
-def _may_nest_deeply(message: Any) -> bool:
+def _may_nest_deeply(message: Message) -> bool:
     """Whether it is worth looking for deep nesting: it hardly ever is."""
     body = message.body
     if len(body) <= FEW_BRACKETS:

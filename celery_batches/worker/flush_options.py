@@ -14,12 +14,8 @@ from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
 from ..core.buffer import Limits
-from ..options import (
-    FLUSH_EVERY,
-    FLUSH_INTERVAL,
-    check_flush_every,
-    check_flush_interval,
-)
+from ..options import FLUSH_EVERY, FLUSH_INTERVAL, check_flush_every, check_flush_interval
+from .interfaces import BatchTask
 
 __all__ = ("FlushOptions",)
 
@@ -45,7 +41,7 @@ class FlushOptions:
 
     __slots__ = ("_every", "_interval", "_task", "limits", "refused")
 
-    def __init__(self, task: Any, last: FlushOptions | None = None) -> None:
+    def __init__(self, task: BatchTask, last: FlushOptions | None = None) -> None:
         self._task = task
         self.limits: Limits = DEFAULTS if last is None else last.limits
         self._every: Any = NOT_READ
@@ -60,7 +56,7 @@ class FlushOptions:
         try:
             every, interval = task.flush_every, task.flush_interval
         except Exception as exc:
-            self._refuse("flush_every or flush_interval", f"cannot be read: {exc!r}")
+            self._log_refusal("flush_every or flush_interval", f"cannot be read: {exc!r}")
             return self.limits
         if every is not self._every or interval is not self._interval:
             self._every, self._interval = every, interval
@@ -80,10 +76,10 @@ class FlushOptions:
         try:
             return check(self._task.name, value)
         except ImproperlyConfigured as exc:
-            self._refuse(option, str(exc))
+            self._log_refusal(option, str(exc))
             return last
 
-    def _refuse(self, option: str, reason: str) -> None:
+    def _log_refusal(self, option: str, reason: str) -> None:
         if self.refused.get(option) == reason:
             return
         self.refused[option] = reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from .interfaces import Bucket, Consumer
 
 __all__ = ("RateLimit",)
 
@@ -22,15 +22,16 @@ class RateLimit:
 
     __slots__ = ("_consumer", "_name")
 
-    def __init__(self, consumer: Any, name: str) -> None:
+    def __init__(self, consumer: Consumer, name: str) -> None:
         self._consumer = consumer
         self._name = name
 
     @property
-    def _bucket(self) -> Any:
+    def _bucket(self) -> Bucket | None:
         if self._consumer.disable_rate_limits:
             return None
-        return self._consumer.task_buckets[self._name]
+        bucket: Bucket | None = self._consumer.task_buckets[self._name]
+        return bucket
 
     @property
     def is_off(self) -> bool:
@@ -40,9 +41,9 @@ class RateLimit:
     def allows(self) -> bool:
         """Whether a batch may run now. If so, it counts from now on."""
         bucket = self._bucket
-        return bucket is None or bool(bucket.can_consume(1))
+        return bucket is None or bucket.can_consume(1)
 
     def wait(self) -> float:
         """Return the seconds until it is worth asking again."""
         bucket = self._bucket
-        return 0.0 if bucket is None else min(float(bucket.expected_time(1)), PATIENCE)
+        return 0.0 if bucket is None else min(bucket.expected_time(1), PATIENCE)

@@ -6,26 +6,35 @@ touches the private attributes of Celery's request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from billiard.einfo import ExceptionInfo
 from celery import signals
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, InvalidTaskError, Reject
 from celery.utils.functional import maybe_list
+from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
-from ..errors import exception_of
+from ..errors import error_info, exception_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from weakref import ref
 
-    from .job import BatchJob
+    from kombu import Message
+
+    from .endings import BatchEndings
+    from .interfaces import BatchTask
     from .strategy import BatchStrategy
 
-__all__ = ("MemberRequest", "SignalLog", "member_class", "terminate_with")
+__all__ = ("MemberRequest", "SignalLog", "member_class", "notify")
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 #: The ids of the members that have sent a signal to the process of their batch, by signal.
 SignalLog = dict[int, set[str]]
@@ -45,8 +54,9 @@ if TYPE_CHECKING:
 
         id: str
         name: str
-        task: Any
-        message: Any
+        task: BatchTask
+        message: Message
+        eta: datetime
         acknowledged: bool
         time_limits: Any
         time_start: float | None
@@ -58,7 +68,7 @@ if TYPE_CHECKING:
         _context: Context
         _already_revoked: bool
         _already_cancelled: bool
-        _apply_result: ref[BatchJob] | None
+        _apply_result: ref[BatchEndings] | None
 
         def __init__(self, message: Any, **options: Any) -> None: ...
         def revoked(self) -> bool: ...
@@ -95,7 +105,7 @@ class MemberRequest(_Request):
     #: The signals that the members of its batch have sent. All members share one log.
     signalled: SignalLog | None = None
     #: Its batch, once the pool has forgotten it: Celery still has to terminate this request.
-    killed_job: BatchJob | None = None
+    killed_job: BatchEndings | None = None
 
     def terminate(self, pool: TerminatingPool, signal: Any = None) -> Any:
         """End this request, because it was revoked."""
@@ -104,6 +114,10 @@ class MemberRequest(_Request):
     def cancel(self, pool: TerminatingPool, signal: Any = None, **options: Any) -> Any:
         """End this request, because the worker stops or has lost its connection."""
         return super().cancel(_Once(self, pool), signal, **options)
+
+    def terminate_with(self, job: ref[BatchEndings]) -> None:
+        """Have Celery call ``terminate`` of the batch when it has terminated or cancelled this."""
+        self._apply_result = job
 
     def fail(self, exc_info: ExceptionInfo) -> None:
         """Fail as a task that raises, although the pool never got this request. Logs nothing.
@@ -133,6 +147,13 @@ class MemberRequest(_Request):
             )
         finally:
             self.task.request_stack.pop()
+
+    def refuse(self, exc: Exception) -> None:
+        """Reject this request, whose headers cannot be used in a batch, and fail it."""
+        reason = InvalidTaskError(f"Cannot run {self.humaninfo()} in a batch: {exc!r}")
+        reason.__cause__ = exc
+        self.reject(requeue=False)
+        self.on_failure(error_info(reason))  # It logs that.
 
     @property
     def is_cancelled(self) -> bool:
@@ -174,10 +195,18 @@ class _Once:
         by.add(self._request.id)
 
 
-def terminate_with(requests: Iterable[MemberRequest], job: ref[BatchJob]) -> None:
-    """Have Celery call ``terminate`` of the batch when it has terminated or cancelled a member."""
-    for request in requests:
-        request._apply_result = job
+def notify(callback: Callable[[T], Any], argument: T, *, about: object) -> None:
+    """Call a method of one request; an error in it does not concern the other requests.
+
+    Arguments:
+        callback: The method.
+        argument: What to call it with.
+        about: What the request belongs to, for the log.
+    """
+    try:
+        callback(argument)
+    except Exception as exc:
+        logger.exception("%s: cannot notify a request: %r", about, exc)
 
 
 def member_class(request_class: type | str) -> type[MemberRequest]:

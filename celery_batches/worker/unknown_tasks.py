@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
+from kombu import Message
 
-from .checks import NONSENSE
+from .checks import MALFORMED_MESSAGE_ERRORS
 
 __all__ = ("Strategies",)
 
 logger = get_logger(__name__)
+
+
+class RefusingConsumer(Protocol):
+    """The worker's consumer, as far as it refuses messages."""
+
+    strategies: dict[str, Any]
+    connection_errors: tuple[type[BaseException], ...]
+
+    def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> Any:
+        """Refuse a message for a task that the worker does not have, and log it."""
 
 
 class Strategies(dict[str, Any]):
@@ -27,7 +38,7 @@ class Strategies(dict[str, Any]):
         consumer: The worker's consumer.
     """
 
-    def __init__(self, consumer: Any) -> None:
+    def __init__(self, consumer: RefusingConsumer) -> None:
         super().__init__(consumer.strategies)
         self._consumer = consumer
 
@@ -37,7 +48,7 @@ class Strategies(dict[str, Any]):
         except (KeyError, TypeError) as exc:
             return partial(self._refuse, exc)
 
-    def _refuse(self, reason: Exception, message: Any, *_: Any) -> None:
+    def _refuse(self, reason: Exception, message: Message, *_: Any) -> None:
         """Have Celery say that it does not know the task."""
         if message.body is None:
             message.body = b""  # Celery's line in the log says how long it is.
@@ -45,7 +56,7 @@ class Strategies(dict[str, Any]):
             raise InvalidTaskError("the name of a task must be a string") from reason
         try:
             self._consumer.on_unknown_task(None, message, reason)
-        except NONSENSE as exc:
+        except MALFORMED_MESSAGE_ERRORS as exc:
             # The line is in the log by now.
             logger.debug("Cannot tell the caller of an unknown task: %r", exc, exc_info=True)
             if not message.acknowledged:

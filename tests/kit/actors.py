@@ -13,7 +13,17 @@ from celery.worker import state as worker_state
 from kombu import Message
 
 from celery_batches import Batches
-from celery_batches.worker import accounting, job, limits, strategy
+from celery_batches.worker import (
+    accounting,
+    endings,
+    job,
+    limits,
+    pending,
+    sender,
+    strategy,
+    timer,
+)
+from celery_batches.worker.endings import BatchEndings
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.strategy import BatchStrategy
 from kit.clock import Clock, Entry
@@ -24,7 +34,7 @@ from kit.messages import protocol_2
 from kit.stage import Stage
 from kit.stepped import SteppedConsumer, SteppedPool
 
-ADAPTER = (strategy, accounting, job, limits)
+ADAPTER = (strategy, pending, timer, limits, sender, accounting, job, endings)
 
 
 class StagedWorker:
@@ -37,8 +47,8 @@ class StagedWorker:
         self.stage = Stage(
             decisions,
             trace=ADAPTER,
-            fine=[BatchStrategy._end],
-            coarse=[BatchJob.__init__, BatchJob._take_members, BatchJob._batch_limits],
+            fine=[BatchStrategy._close],
+            coarse=[BatchJob.__init__, BatchEndings.__init__, BatchJob._take_members],
         )
         self.stage.check = self.check
         self.pool = SteppedPool(self.stage)
@@ -58,13 +68,13 @@ class StagedWorker:
     def __enter__(self) -> StagedWorker:
         self.patch = pytest.MonkeyPatch()
         self.clock.install(self.patch)
-        for module in ("strategy", "job"):
+        for module in ("strategy", "endings"):
             name = f"celery_batches.worker.{module}.Lock"
             self.patch.setattr(name, partial(SteppedLock, self.stage))
         for module in ("accounting", "prefetch"):
             name = f"celery_batches.worker.{module}.RLock"
             self.patch.setattr(name, partial(SteppedRLock, self.stage))
-        self.patch.setattr("celery_batches.worker.strategy.BatchJob", self._job)
+        self.patch.setattr("celery_batches.worker.sender.BatchJob", self._job)
         self.consumer = SteppedConsumer(self.app, self.clock, self.pool)
         self.consumer.task_buckets[self.task.name] = None
         self.load()
@@ -192,7 +202,7 @@ class StagedWorker:
 
     def drop(self) -> None:
         """After that, nothing begins that waits in the pool."""
-        self.strategy.drop_waiting()
+        self.strategy.sender.release_waiting()
         self.in_good_time = set(self.pool.begun)
 
     def limit(self) -> None:

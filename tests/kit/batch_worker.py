@@ -65,7 +65,7 @@ class BatchWorker:
     @property
     def waiting(self) -> int:
         """How many requests are in the buffer."""
-        return len(self.strategy._buffer)
+        return self.strategy.buffered
 
     @property
     def batches(self) -> list[tuple[str, list[str]]]:

@@ -23,7 +23,7 @@ def lose_connection(world: Any) -> None:
         known.clear()
     old = world.strategy
     old.retire()
-    old.drop_waiting()
+    old.sender.release_waiting()
     world.consumer.connection = SimpleNamespace(**vars(world.consumer.connection))
     world.connect()
 

@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_batches.worker.job import BatchJob
+from celery_batches.worker.pending import PendingRequests
+from celery_batches.worker.sender import BatchSender
 from celery_batches.worker.strategy import BatchStrategy
 from kit.actors import StagedWorker
 from kit.interleave import SteppedLock, explore
@@ -171,10 +173,13 @@ def is_reloaded_while_a_batch_goes(world: StagedWorker) -> None:
 @pytest.mark.parametrize(
     ("cast", "functions"),
     [
-        (is_reloaded_while_one_comes, (BatchStrategy.add, BatchStrategy._add, BatchStrategy._put)),
+        (
+            is_reloaded_while_one_comes,
+            (BatchStrategy.add, PendingRequests.add, PendingRequests._put),
+        ),
         (
             is_reloaded_while_a_batch_goes,
-            (BatchJob.execute_using_pool, BatchStrategy._still_ours, LOST),
+            (BatchJob.execute_using_pool, BatchSender._ours_unless_lost, LOST),
         ),
     ],
 )
@@ -183,7 +188,7 @@ def test_every_schedule_with_two_departures(task: Any, cast: Cast, functions: An
 
     def closely(world: StagedWorker) -> None:
         world.stage.everywhere = True
-        world.stage.only = {fun.__code__ for fun in (*functions, BatchStrategy._end)}
+        world.stage.only = {fun.__code__ for fun in (*functions, BatchStrategy._close)}
         cast(world)
 
     assert explore(stages(task, closely), departures=2) > 200

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from kombu.common import QoS
 from kombu.transport.virtual import QoS as VirtualQoS
 
+from celery_batches.worker.allowance import BatchAllowance
 from celery_batches.worker.prefetch import (
     Charge,
     Prefetch,
-    PrefetchRoom,
     count_batches_as_one,
     warn_of_prefetch_limit,
 )
 from kit.consumer import PrefetchConsumer
 
 
-def make(budget: int, flush_every: int, **options: Any) -> tuple[PrefetchRoom, Prefetch]:
+def make(budget: int, flush_every: int, **options: Any) -> tuple[BatchAllowance, Prefetch]:
     consumer = PrefetchConsumer(budget, **options)
-    return PrefetchRoom(consumer, flush_every), consumer.qos
+    return BatchAllowance(consumer, flush_every), consumer.qos
 
 
 def test_an_open_room_holds_a_whole_batch() -> None:
@@ -76,20 +76,20 @@ def test_no_more_batches_than_the_budget_says() -> None:
 def test_expected_batches_fill_the_budget() -> None:
     """What is expected has the room that no batch on its way takes, the larger ones in turn."""
     consumer = PrefetchConsumer(4)
-    small, large = PrefetchRoom(consumer, 10), PrefetchRoom(consumer, 100)
-    small.go_ahead(until=1.0)
+    small, large = BatchAllowance(consumer, 10), BatchAllowance(consumer, 100)
+    small.start_read_ahead(until=1.0)
     assert consumer.qos.total == 4, "not before it is open"
     small.open()
-    small.go_ahead(until=1.0)
-    small.go_ahead(until=1.0)
+    small.start_read_ahead(until=1.0)
+    small.start_read_ahead(until=1.0)
     assert consumer.qos.total == 4 + 10 + 4 * 9
     charge = consumer.qos.charge(5)
     assert consumer.qos.total == 4 + 10 + 4 + 3 * 9
     large.open()
-    large.go_ahead(until=1.0)
+    large.start_read_ahead(until=1.0)
     assert consumer.qos.total == 4 + 110 + 4 + 9 + 99 + 9
-    small.wait_and_see()
-    small.wait_and_see()
+    small.stop_read_ahead()
+    small.stop_read_ahead()
     assert consumer.qos.total == 4 + 110 + 4 + 3 * 99
     charge.refund()
     large.close()
@@ -99,9 +99,9 @@ def test_expected_batches_fill_the_budget() -> None:
 def test_batches_that_were_expected_are_no_news() -> None:
     """While full batches come and go, the broker is told nothing."""
     consumer = PrefetchConsumer(4)
-    room = PrefetchRoom(consumer, 10)
+    room = BatchAllowance(consumer, 10)
     room.open()
-    room.go_ahead(until=1.0)
+    room.start_read_ahead(until=1.0)
     assert consumer.loop() == [4 + 10 + 4 * 9]
     for _ in range(3):
         first, second = consumer.qos.charge(10), consumer.qos.charge(10)
@@ -109,14 +109,14 @@ def test_batches_that_were_expected_are_no_news() -> None:
         first.finish()
         second.finish()
         assert consumer.loop() == []
-    room.wait_and_see()
+    room.stop_read_ahead()
     assert consumer.loop() == [4 + 10]
 
 
 def test_no_limit_stays_no_limit() -> None:
     """A prefetch count of 0 means unlimited, and is never turned into a limit."""
     consumer = PrefetchConsumer(0)
-    room = PrefetchRoom(consumer, 100)
+    room = BatchAllowance(consumer, 100)
     room.open()
     consumer.qos.charge(100).refund()
     assert consumer.loop() == [0]
@@ -128,7 +128,7 @@ def test_a_batch_of_one_makes_no_round_trip() -> None:
     """A batch of one is an ordinary task to the prefetch budget."""
     consumer = PrefetchConsumer(4)
     consumer.loop()
-    PrefetchRoom(consumer, 1).open()
+    BatchAllowance(consumer, 1).open()
     charge = consumer.qos.charge(1)
     assert consumer.loop() == []
     charge.refund()
@@ -138,7 +138,7 @@ def test_a_batch_of_one_makes_no_round_trip() -> None:
 def test_the_broker_is_told_once_of_what_has_come_together() -> None:
     """A batch that ends while another is sent changes nothing for the broker."""
     consumer = PrefetchConsumer(4)
-    room = PrefetchRoom(consumer, 10)
+    room = BatchAllowance(consumer, 10)
     room.open()
     charge = consumer.qos.charge(10)
     assert consumer.loop() == [4 + 10 + 9]
@@ -151,7 +151,7 @@ def test_the_broker_is_told_once_of_what_has_come_together() -> None:
 def test_room_that_is_made_while_the_broker_is_told() -> None:
     """Where the answer is waited for, messages may come in: what they need is told next."""
     consumer = PrefetchConsumer(4)
-    first, second = PrefetchRoom(consumer, 10), PrefetchRoom(consumer, 20)
+    first, second = BatchAllowance(consumer, 10), BatchAllowance(consumer, 20)
 
     def basic_qos(prefetch_count: int) -> None:
         consumer.prefetch_counts.append(prefetch_count)
@@ -167,7 +167,7 @@ def test_room_that_is_made_while_the_broker_is_told() -> None:
 def test_charges_are_refunded_to_the_connection_they_came_from() -> None:
     """What an old connection's batch gives back does not shrink the budget of the new one."""
     consumer = PrefetchConsumer(4)
-    first, room = consumer.qos, PrefetchRoom(consumer, 10)
+    first, room = consumer.qos, BatchAllowance(consumer, 10)
     room.open()
     charge = first.charge(10)
     consumer.qos = Prefetch(QoS(lambda prefetch_count: None, 4), lambda: 4)
@@ -180,7 +180,7 @@ def test_charges_are_refunded_to_the_connection_they_came_from() -> None:
 def test_another_counter_is_left_alone() -> None:
     """Without our own counter there is no room, and nothing breaks."""
     consumer: Any = SimpleNamespace(qos=QoS(lambda prefetch_count: None, 4))
-    room = PrefetchRoom(consumer, 10)
+    room = BatchAllowance(consumer, 10)
     room.open()
     assert consumer.qos.value == 4
     room.close()
@@ -210,7 +210,7 @@ def test_the_room_is_exact(budget: int, flush_every: int, steps: list[int | None
 def test_celery_counts_on_as_if_there_were_no_room() -> None:
     """The pool grows and shrinks, and Celery restores its count after a reconnect, beside it."""
     consumer = PrefetchConsumer(4)
-    room = PrefetchRoom(consumer, 100)
+    room = BatchAllowance(consumer, 100)
     room.open()
     charges = [consumer.qos.charge(100) for _ in range(6)]
     assert consumer.loop() == [4 + 100 + 4 * 99]
@@ -236,7 +236,7 @@ def test_celery_counts_on_as_if_there_were_no_room() -> None:
 def test_amqp_can_count_to_65535() -> None:
     """Beyond that kombu sets no limit at all: the room ends there."""
     consumer = PrefetchConsumer(4)
-    room = PrefetchRoom(consumer, 65_000)
+    room = BatchAllowance(consumer, 65_000)
     room.open()
     charge = consumer.qos.charge(65_000)
     assert consumer.loop() == [65_535]
@@ -247,7 +247,7 @@ def test_amqp_can_count_to_65535() -> None:
 def test_a_budget_that_amqp_cannot_count_is_no_limit(caplog: pytest.LogCaptureFixture) -> None:
     """As Celery has it, and kombu warns."""
     consumer = PrefetchConsumer(70_000)
-    PrefetchRoom(consumer, 100).open()
+    BatchAllowance(consumer, 100).open()
     assert consumer.loop() == [0]
 
 

@@ -99,7 +99,7 @@ def test_two_tasks_do_not_share_a_buffer(app: Any, clock: Clock, worker: BatchWo
     handler(message, None, message.ack_log_error, message.reject_log_error, [])
     worker.send()
     assert worker.batches == []
-    assert (worker.waiting, len(handler.__self__._buffer)) == (2, 1)
+    assert (worker.waiting, handler.__self__.buffered) == (2, 1)
 
 
 HEADERS = {"task": "unit.click", "id": "1"}

@@ -42,7 +42,7 @@ def test_a_reconnect_starts_anew(worker: BatchWorker) -> None:
     worker.send()
     worker.consumer.connection = object()
     worker.connect()
-    assert len(old._buffer) == 0
+    assert old.buffered == 0
     assert worker.waiting == 0
     assert worker.timer.armed == []
     worker.send()
@@ -71,7 +71,7 @@ def test_a_worker_that_stops_sends_its_buffer_back(worker: BatchWorker, state: i
     consumer.task_consumer.cancel = lambda: said.append("cancel")
     for _ in range(2):
         worker.send()
-    for request in worker.strategy._buffer._items:
+    for request in worker.strategy._pending._buffer._items:
         request.message.reject_log_error = lambda *args, id=request.id: said.append(
             f"{id} {args[-1]}"
         )

@@ -1,0 +1,101 @@
+"""What a batch task may have delivered beyond the budget. Runs in the worker's main process."""
+
+from __future__ import annotations
+
+from celery.utils.log import get_logger
+
+from .interfaces import Consumer
+from .prefetch import Prefetch, prefetch_of
+
+__all__ = ("BatchAllowance",)
+
+logger = get_logger(__name__)
+
+STATIC = (
+    "Task %s: flush_every is %d now, but the broker was told to deliver at most %d messages ahead "
+    "when the worker started, and with quorum queues that stays so: batches will be flushed by "
+    "flush_interval only. Set flush_every before the worker starts, or restart it."
+)
+
+
+class BatchAllowance:
+    """The room that one batch task has for the batch that it fills.
+
+    Arguments:
+        consumer: The worker's consumer.
+        flush_every: The number of messages in a full batch.
+    """
+
+    __slots__ = ("_consumer", "_flush_every", "_messages", "_prefetch", "_static", "ahead_until")
+
+    def __init__(self, consumer: Consumer, flush_every: int) -> None:
+        self._consumer = consumer
+        self._flush_every = flush_every
+        self._prefetch: Prefetch | None = None
+        self._messages = 0
+        #: What the broker was told for good, if it cannot be told of another size.
+        self._static: int | None = None
+        #: Until when full batches are expected, if they are.
+        self.ahead_until: float | None = None
+
+    def open(self, batches: int = 1) -> None:
+        """Make room for a batch, unless there is room already.
+
+        Arguments:
+            batches: For how many there is to be room: more than one where the broker cannot be told
+                of more later.
+        """
+        # A batch of one is an ordinary task to the budget.
+        if self._prefetch is None and self._flush_every > 1:
+            self._prefetch = prefetch_of(self._consumer)
+            if self._prefetch is not None:
+                self._messages = self._flush_every * batches
+                self._prefetch.make_room(self._messages)
+                if batches > 1:
+                    self._static = self._messages
+
+    def resize(self, flush_every: int) -> None:
+        """The number of messages in a full batch is another from now on.
+
+        Where the broker cannot be told of that, the room stays as it is.
+        """
+        ahead_until = self.ahead_until
+        self.stop_read_ahead()
+        self._flush_every = flush_every
+        if self._prefetch is None or self._static is not None:
+            return
+        if flush_every == 1:
+            self.close()
+            return
+        self._prefetch.make_room(flush_every - self._messages)
+        self._messages = flush_every
+        if ahead_until is not None:
+            self.start_read_ahead(ahead_until)
+
+    def warn_of_static_limit(self, task_name: str) -> None:
+        """Warn if a batch cannot fill any more, since the broker cannot be told to deliver more."""
+        if self._prefetch is None or self._static is None:
+            return
+        most = self._static + int(self._prefetch.value)
+        if self._prefetch.value and self._flush_every > most:
+            logger.warning(STATIC, task_name, self._flush_every, most)
+
+    def start_read_ahead(self, until: float) -> None:
+        """Let the broker deliver full batches ahead until then, if there is room for one at all."""
+        if self._prefetch is not None:
+            if self.ahead_until is None:
+                self._prefetch.expect(self._flush_every)
+            self.ahead_until = until
+
+    def stop_read_ahead(self) -> None:
+        """No more are expected than those that are on their way."""
+        if self._prefetch is not None and self.ahead_until is not None:
+            self.ahead_until = None
+            self._prefetch.expect_no_more(self._flush_every)
+
+    def close(self) -> None:
+        """Give that room back, if there is any."""
+        self.stop_read_ahead()
+        prefetch, self._prefetch = self._prefetch, None
+        if prefetch is not None:
+            prefetch.make_room(-self._messages)

@@ -1,0 +1,65 @@
+"""The consumer as Celery's default strategy sees it. Runs in the worker's main process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import time
+from typing import Any
+
+from ..transports.visibility import warn_of_eta
+from .flush_options import FlushOptions
+from .interfaces import BatchTask, Consumer
+from .member_request import MemberRequest
+
+__all__ = ("BufferingConsumer",)
+
+
+class BufferingConsumer:
+    """The worker's consumer, for Celery's default strategy of a batch task.
+
+    It is the real one, with two differences: requests that are ready to run go to the buffer, and
+    the rate limit does not apply to single requests.
+
+    Arguments:
+        consumer: The worker's consumer.
+        on_task_request: Called with each request that is ready to run.
+        task: The batch task.
+        options: Its flush options.
+    """
+
+    disable_rate_limits = True
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        on_task_request: Callable[[MemberRequest], None],
+        task: BatchTask,
+        options: FlushOptions,
+    ) -> None:
+        self._consumer = consumer
+        self.on_task_request = on_task_request
+        #: The worker's timer: the default strategy uses it for nothing but ETAs.
+        self.timer = self
+        self._task = task
+        self._options = options
+        self._has_warned = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def call_at(
+        self, eta: float, fun: Callable[..., Any], args: tuple[MemberRequest], **options: Any
+    ) -> Any:
+        """Have the worker's timer call a function at the ETA of a request."""
+        if not self._has_warned:
+            self._warn(*args)
+        return self._consumer.timer.call_at(eta, fun, args, **options)
+
+    def _warn(self, request: MemberRequest) -> None:
+        channel, wait = request.message.channel, request.eta.timestamp() - time()
+        interval = self._options.limits.flush_interval
+        self._has_warned = warn_of_eta(self._task, channel, wait, interval)
+
+    def apply_eta_task(self, request: MemberRequest) -> None:
+        """Take in a request whose ETA has come, with the methods of this consumer."""
+        type(self._consumer).apply_eta_task(self, request)

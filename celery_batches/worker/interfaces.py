@@ -1,0 +1,101 @@
+"""What this room uses of Celery's worker, which has no types. Runs in the worker's main process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from celery.app.base import Celery
+    from celery.app.task import Context
+    from kombu import Connection
+    from kombu.common import QoS
+
+    from .job import BatchJob
+    from .member_request import MemberRequest
+
+__all__ = ("BatchTask", "Bucket", "Consumer", "Pool", "Stack", "Timer")
+
+
+class Stack(Protocol):
+    """Celery's stack of the requests of a task."""
+
+    def push(self, context: Context) -> None:
+        """Have this context be ``task.request``."""
+
+    def pop(self) -> Any:
+        """Undo the last `push`."""
+
+
+class BatchTask(Protocol):
+    """The batch task: a `Batches`."""
+
+    name: str
+    app: Celery
+    acks_late: bool
+    time_limit: float | None
+    soft_time_limit: float | None
+    Request: type | str
+    request_stack: Stack
+    flush_every: Any
+    flush_interval: Any
+
+    @property
+    def backend(self) -> Any:
+        """The result backend."""
+
+    def flush(self, requests: Any) -> Any:
+        """Send requests to the pool; a subclass may override it."""
+
+
+class Timer(Protocol):
+    """The worker's timer."""
+
+    def call_at(self, eta: float, fun: Callable[..., Any], args: tuple[Any, ...] = ()) -> Any:
+        """Call a function at this time of the monotonic clock; return the entry."""
+
+    def cancel(self, tref: Any) -> Any:
+        """Cancel an entry."""
+
+
+class Bucket(Protocol):
+    """A token bucket of kombu, for a rate limit."""
+
+    def can_consume(self, tokens: int) -> bool:
+        """Take so many tokens, if there are so many."""
+
+    def expected_time(self, tokens: int) -> float:
+        """Return the seconds until there are so many."""
+
+
+class Consumer(Protocol):
+    """``celery.worker.consumer.Consumer``."""
+
+    hostname: str
+    connection: Connection
+    qos: QoS
+    initial_prefetch_count: int
+    disable_rate_limits: bool
+    #: The token bucket of each task that has a rate limit.
+    task_buckets: dict[str, Any]
+    #: What handles the messages of each task.
+    strategies: dict[str, Any]
+    task_consumer: Any
+
+    @property
+    def timer(self) -> Timer:
+        """The worker's timer."""
+
+    def apply_eta_task(self: Any, request: MemberRequest) -> Any:
+        """Take in a request whose ETA has come."""
+
+    @property
+    def on_task_request(self) -> Callable[[BatchJob], Any]:
+        """What sends to the pool: a request, or something else with ``execute_using_pool``."""
+
+
+class Pool(Protocol):
+    """The worker's pool."""
+
+    def apply_async(self, target: Callable[..., Any], args: Any = (), **options: Any) -> Any:
+        """Run a function; return a handle, or None where the pool has none."""

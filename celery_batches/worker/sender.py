@@ -1,0 +1,202 @@
+"""From the buffer to the pool, by way of the task. Runs in the worker's main process.
+
+A batch goes through ``task.flush``, which a subclass may override: what it passes on is sent to the
+pool, and the `Accounts` answer for the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from celery.exceptions import Ignore, Reject
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+
+from ..core.buffer import Batch
+from .accounting import Accounts
+from .body_args import BodyArguments
+from .endings import Requests
+from .interfaces import BatchTask, Consumer
+from .job import BatchJob
+from .member_request import MemberRequest
+from .prefetch import prefetch_of
+
+if TYPE_CHECKING:
+    from .strategy import BatchStrategy
+
+__all__ = ("BatchSender", "sender_for")
+
+logger = get_logger(__name__)
+
+FLUSH_RAISED = (
+    "Task %s: flush() has raised %r: %d of the %d requests of its batch had not been passed on, "
+    "and fail with it. To fail requests, pass them on and mark them as failed in the body."
+)
+
+
+class BatchSender:
+    """Sends the batches of one strategy to the pool.
+
+    It is called without the lock of the strategy: the solo pool runs the body at once, and that of
+    gevent waits until it has room.
+
+    Arguments:
+        task: The batch task.
+        consumer: The worker's consumer.
+        strategy: The strategy.
+        old: The sender of the strategy that the consumer had for the task until now.
+    """
+
+    def __init__(
+        self,
+        task: BatchTask,
+        consumer: Consumer,
+        strategy: BatchStrategy,
+        old: BatchSender | None = None,
+    ) -> None:
+        self._task = task
+        self._consumer = consumer
+        self._strategy = strategy
+        #: Shared with what comes after: an override of `flush` may keep requests for longer.
+        self.accounts: Accounts = old.accounts if old is not None else Accounts(task.name)
+        #: The batches of this connection that the pool has, or that wait there, by id. Adding one
+        #: and listing all are one step each, whatever thread does so.
+        self._jobs: WeakValueDictionary[str, BatchJob] = WeakValueDictionary()
+
+    def share_jobs(self, old: BatchSender) -> None:
+        """Answer for the batches of another sender, which are of the same connection."""
+        self._jobs = old._jobs
+
+    def flush(self, batch: Batch[MemberRequest]) -> None:
+        """Have the task flush a batch; then account for each request that it has not passed on."""
+        try:
+            self._task.flush(batch)
+        except Exception as exc:
+            # It must not be blamed on the message that happened to fill the batch.
+            self._on_error(batch, exc)
+        else:
+            lost = self._strategy.lost
+            if lost is None:
+                self.accounts.leave_out(batch)
+            else:
+                self.accounts.release(batch, lost.release)
+
+    def _on_error(self, batch: Batch[MemberRequest], exc: Exception) -> None:
+        lost, failed = self._strategy.lost, 0
+        if lost is None:
+            failed = self.accounts.fail(batch, exc)
+        else:
+            self.accounts.release(batch, lost.release)
+        logger.log(
+            logging.INFO if isinstance(exc, Ignore | Reject) else logging.CRITICAL,
+            FLUSH_RAISED,
+            *(self._task.name, exc, failed, len(batch)),
+            exc_info=True,
+        )
+
+    def dispatch(self, requests: Requests, body_args: tuple[Any, ...] | None = None) -> None:
+        """Send requests to the pool as one batch.
+
+        Raises:
+            ValueError: If the arguments for the body hold requests that are none of these.
+        """
+        args = BodyArguments(self._task.name, body_args, requests) if body_args else None
+        self._send(requests, args)
+
+    def _send(self, requests: Requests, args: BodyArguments | None) -> None:
+        members = self.accounts.claim(requests)
+        if not members:
+            return
+        job = self._job(members, requests, args)
+        self._jobs[job.id] = job
+        try:
+            self._consumer.on_task_request(job)
+        except BaseException:
+            self.accounts.unclaim(job.withdraw())
+            raise
+
+    def _job(self, members: Requests, requests: Requests, args: BodyArguments | None) -> BatchJob:
+        # What left the buffer together is not looked at one by one.
+        is_mixed = type(requests) is not Batch and any(
+            request.strategy is not self._strategy for request in members
+        )
+        prefetch = prefetch_of(self._consumer)
+        return BatchJob(
+            self._task,
+            members,
+            trigger=getattr(requests, "trigger", "manual"),
+            hostname=self._consumer.hostname,
+            still_ours=self._still_ours if is_mixed else self._ours_unless_lost,
+            charge=None if prefetch is None else prefetch.charge(len(members)),
+            body_args=args,
+        )
+
+    def release_waiting(self) -> None:
+        """The connection is lost: release the batches that the pool has not started on.
+
+        The broker delivers their messages again, but not those that were left out at first, and so
+        acknowledged: these are sent once more.
+        """
+        for reference in self._jobs.valuerefs():
+            job = reference()
+            if job is not None:
+                self._release_job(job)
+
+    def _release_job(self, job: BatchJob) -> None:
+        ours = []
+        for request in job.withdraw():
+            if request.is_left_out:
+                ours.append(request)
+            else:
+                worker_state.task_ready(request)
+        if ours:
+            self.accounts.unclaim(ours)
+            self._send(ours, job.body_args)
+
+    def _ours_unless_lost(self, requests: Requests) -> Requests:
+        """Do as `_still_ours`, of requests that the strategy has buffered."""
+        return requests if self._strategy.lost is None else self._still_ours(requests)
+
+    def _still_ours(self, requests: Requests) -> Requests:
+        """Return those of a batch that may run, and release those whose connection is lost.
+
+        A request that was left out is acknowledged: the broker will not deliver it again.
+        """
+        ours = []
+        for request in reversed(requests):
+            lost = request.strategy and request.strategy.lost
+            if lost is None or request.is_left_out:
+                ours.append(request)
+            else:
+                lost.release(request)
+        return ours[::-1]
+
+
+def sender_for(task_name: str, requests: Sequence[Any]) -> BatchSender:
+    """Return what can send these requests to the pool as a batch of this task.
+
+    Raises:
+        ValueError: If they are not all requests that a worker has buffered for the task.
+    """
+    found: list[BatchStrategy] = []
+    # What left the buffer together is not looked at one by one.
+    for request in requests[:1] if type(requests) is Batch else requests:
+        strategy = getattr(request, "strategy", None)
+        if strategy is None:
+            raise ValueError(
+                f"{task_name}: only requests that a worker has buffered can be flushed; "
+                f"use apply_async() to send a call, or apply() to run one here"
+            )
+        if strategy in found:
+            continue
+        if strategy.task.name != task_name:
+            raise ValueError(
+                f"{task_name}: only its own requests can be flushed, not those of "
+                f"{strategy.task.name}; use {strategy.task.name}.flush() for these"
+            )
+        found.append(strategy)
+    # Requests that were kept for longer may be those of an older connection.
+    return next((strategy for strategy in found if strategy.lost is None), found[0]).sender
