@@ -15,10 +15,10 @@ from .traits import traits_of
 if TYPE_CHECKING:
     from celery.worker.consumer import Consumer
 
-__all__ = ("without_waiting",)
+__all__ = ("prefetch_sender",)
 
 
-def without_waiting(consumer: Consumer) -> Callable[[int], None] | None:
+def prefetch_sender(consumer: Consumer) -> Callable[[int], None] | None:
     """Return a function that sends a prefetch count to an AMQP broker without waiting.
 
     py-amqp's ``basic_qos`` reads from the connection until the reply arrives. Messages that arrive

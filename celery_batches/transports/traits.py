@@ -28,13 +28,13 @@ class TransportTraits:
             and keep it until the worker ends.
         static_prefetch: Whether the prefetch count of a running consumer cannot change. This is so
             for RabbitMQ's quorum queues, which Celery 5.5 and newer detect.
-        takes_what_is_free: Whether the worker receives a message only if a process is free for it.
-            This is ``worker_disable_prefetch``, on Redis, in Celery 5.6 and newer.
+        receives_for_free_processes: Whether the worker receives a message only if a process is free
+            for it. This is ``worker_disable_prefetch``, on Redis, in Celery 5.6 and newer.
     """
 
     requeues_on_stop: bool
     static_prefetch: bool
-    takes_what_is_free: bool
+    receives_for_free_processes: bool
 
 
 def traits_of(consumer: Consumer) -> TransportTraits:
@@ -44,7 +44,7 @@ def traits_of(consumer: Consumer) -> TransportTraits:
     return TransportTraits(
         requeues_on_stop=driver == "amqp",
         static_prefetch=driver == "amqp" and has_prefetch_per_consumer(consumer),
-        takes_what_is_free=driver == "redis" and _disables_prefetch(consumer),
+        receives_for_free_processes=driver == "redis" and _disables_prefetch(consumer),
     )
 
 

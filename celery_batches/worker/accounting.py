@@ -1,13 +1,13 @@
-"""Who answers for a request that has left the buffer. Runs in the worker's main process.
+"""Accounts for each request that has left the buffer. Runs in the worker's main process.
 
 The worker hands each batch to ``Batches.flush``, which a subclass may override. The override may
 leave requests out, raise, pass on a copy or several parts, or keep requests for later, on any
 thread. When it returns, each request of the batch is in one of these states:
 
-* **claimed**: a batch was sent to the pool, and answers for it. Or it has ended: it failed, or its
-  message is with the broker again.
-* **left out**: its message is acknowledged, and Celery's request was told as for a task that raises
-  ``Ignore``. The override may still pass it on, and then it runs.
+* **claimed**: a batch in the pool has the request. Or the request has ended, because it failed or
+  was released to the broker.
+* **left out**: its message is acknowledged, and Celery's request was notified as for a task that
+  raises ``Ignore``. The override may still pass it on, and then it runs.
 
 A request is claimed once, so it runs once, however often it is passed on.
 """
@@ -35,7 +35,7 @@ LEFT_OUT = (
     "request.mark_as_done(), request.mark_as_failure() or request.reject() on those to leave out. "
     "To drop a request without this warning, call its acknowledge() or reject() in flush()."
 )
-#: What Celery's request takes for something that was seen to elsewhere, or raises again.
+#: Exceptions that Celery's request does not record as a failure, or raises again.
 NO_FAILURES = (Retry, Terminated, MemoryError)
 
 REPEATED = (
@@ -47,9 +47,9 @@ REPEATED = (
 class Accounts:
     """Keeps account of the requests of one batch task, from the buffer to a batch.
 
-    Its lock is held while Celery's request is told that it is left out, so that a request which
-    another thread passes on at that moment is acknowledged once, and is known to the worker while
-    it runs. Nothing is said to the broker under it.
+    It holds its lock while it notifies Celery's request that it is left out. Another thread may
+    pass the request on at that moment. The lock ensures that it is acknowledged once, and that
+    ``worker.state`` has it while it runs. There is no I/O with the broker under the lock.
 
     Arguments:
         task_name: The name of the task, for the log.
@@ -60,7 +60,7 @@ class Accounts:
         self._lock = RLock()
 
     def claim(self, requests: Sequence[MemberRequest]) -> list[MemberRequest]:
-        """Return those of the requests that may be sent to the pool now, and mark them as sent."""
+        """Return the requests that may be sent to the pool now, and mark them as claimed."""
         claimed = []
         with self._lock:
             for request in requests:
@@ -75,32 +75,33 @@ class Accounts:
         return claimed
 
     def unclaim(self, requests: Iterable[MemberRequest]) -> None:
-        """Take back requests that the pool has not got: they can be claimed again."""
+        """Allow requests that the pool did not get to be claimed again."""
         for request in requests:
             request.is_claimed = False
 
     def leave_out(self, batch: Sequence[MemberRequest]) -> None:
-        """Acknowledge the requests of a batch that `flush` did not pass on, and have them ignored.
+        """Acknowledge and ignore the requests of a batch that `flush` did not pass on.
 
-        It warns once for the batch, but not of requests that `flush` has acknowledged or rejected.
+        Log one warning for the batch. It does not count requests that `flush` has acknowledged or
+        rejected.
         """
         for request in batch:
             if not request.is_claimed:
                 break
         else:
             return
-        silent = 0
-        told = error_info(Ignore("left out by flush()"))
+        unanswered = 0
+        einfo = error_info(Ignore("left out by flush()"))
         with collect_acks(), self._lock:
             for request in _unclaimed(batch):
                 request.is_left_out = True
-                silent += not request.acknowledged
-                notify(request.on_success, (True, told, 0.0), about=self._task_name)
-        if silent:
-            logger.warning(LEFT_OUT, self._task_name, silent, len(batch))
+                unanswered += not request.acknowledged
+                notify(request.on_success, (True, einfo, 0.0), about=self._task_name)
+        if unanswered:
+            logger.warning(LEFT_OUT, self._task_name, unanswered, len(batch))
 
     def fail(self, batch: Sequence[MemberRequest], exc: Exception) -> int:
-        """Fail the requests of a batch that were not passed on when `flush` raised; count them."""
+        """Fail the requests that `flush` had not passed on when it raised. Return their number."""
         rest = self._take(batch)
         reason = error_info(_as_failure(exc))
         with collect_acks():
@@ -111,12 +112,12 @@ class Accounts:
     def release(
         self, batch: Sequence[MemberRequest], release: Callable[[MemberRequest], None]
     ) -> None:
-        """Release the requests of a batch that were not passed on: their connection is lost."""
+        """Release the requests that were not passed on, since their connection is lost."""
         for request in reversed(self._take(batch)):
             release(request)
 
     def _take(self, batch: Sequence[MemberRequest]) -> list[MemberRequest]:
-        """Claim what is left of a batch, so that nothing runs it any more."""
+        """Claim the remaining requests of a batch, so that nothing else runs them."""
         with self._lock:
             rest = _unclaimed(batch)
             for request in rest:
@@ -129,7 +130,7 @@ def _unclaimed(batch: Sequence[MemberRequest]) -> list[MemberRequest]:
 
 
 def _as_failure(exc: Exception) -> Exception:
-    """Return an exception that Celery's request takes for a failure, or for a decision to obey."""
+    """Return an exception that Celery's request handles as a failure, ``Ignore`` or ``Reject``."""
     if not isinstance(exc, NO_FAILURES):
         return exc
     failure = RuntimeError(f"flush() has raised {exc!r}")

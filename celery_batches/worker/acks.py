@@ -1,10 +1,10 @@
 """Acknowledges the messages of a batch together. Runs in the worker's main process.
 
-A request is still acknowledged by Celery's own ``Request.acknowledge``, which calls the ``on_ack``
-that it was made with: here a `DeferredAck`. While a batch notifies its requests, these are
-collected, and then done as one operation of the event loop instead of one for each message.
+Celery's own ``Request.acknowledge`` calls the ``on_ack`` of the request, here a `DeferredAck`.
+While a batch notifies its requests, `collect_acks` collects these. Then one operation of the event
+loop acknowledges all of them.
 
-Shortcut ``lean_promises``: that, and less memory for each buffered message.
+This is the shortcut ``lean_promises``, which also saves memory for each buffered message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ("DeferredAck", "LeanPromise", "collect_acks")
 
 
 class _Collection(local):
-    #: What is collected in this thread or greenlet, if anything is.
+    #: The acknowledgements that this thread or greenlet collects, if it is in `collect_acks`.
     acks: list[DeferredAck] | None = None
 
 
@@ -34,14 +34,13 @@ _collection = _Collection()
 class LeanPromise:
     """A compact stand-in for Celery's one-argument promise.
 
-    Celery gives two promises to the strategy for each message, and a buffer keeps many. Nearly all
-    of them just call a function with one argument: this keeps the two, and makes the promise again
-    for whoever wants more of it, for example to add something with `then`.
+    Celery passes two promises to the strategy for each message, and a buffer keeps many. Nearly all
+    of them call a function with one argument. This class keeps only these two values. It makes the
+    promise again when code uses another of its methods, such as `then`.
 
     Arguments:
-        given: A promise to call a method of the message when the event loop comes round to it. It
-            is kept as it is if somebody waits for it, as Celery does to restore the prefetch count,
-            and if it is none of those that are known here.
+        given: A promise to call a method of the message on the event loop. It is kept unchanged if
+            it has a listener, as when Celery restores the prefetch count, or has another form.
     """
 
     __slots__ = ("_call", "_on_error", "_promise", "_soon")
@@ -54,34 +53,34 @@ class LeanPromise:
             self._soon, self._call, self._on_error = parts
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._made_again(), name)
+        return getattr(self._full_promise(), name)
 
     def __call__(self, *args: Any) -> Any:
-        """Do what was promised."""
-        return self._made_again()(*args)
+        """Call the promise."""
+        return self._full_promise()(*args)
 
-    def _made_again(self) -> Any:
+    def _full_promise(self) -> Any:
         if self._promise is None:
             self._promise = promise(self._soon, (self._call,), on_error=self._on_error)
         return self._promise
 
 
 def _parts_of(given: Any) -> tuple[Any, Any, Any] | None:
-    """Return the function, argument and error callback of a promise that nobody waits for."""
+    """Return function, argument and error callback of a promise, or None if it has a listener."""
     try:
         if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
             return given.fun, given.args[0], given.on_error
     except (AttributeError, LookupError, TypeError):
-        pass  # It is not the promise of vine that is known here.
+        pass  # It does not have the attributes of the expected promise of vine.
     return None
 
 
 class DeferredAck(LeanPromise):
-    """What acknowledges the message of one request: together with its batch, if it can be.
+    """Acknowledges the message of one request, together with its batch if possible.
 
     Arguments:
         given: The promise that acknowledges the message.
-        shortcuts: Those that are switched on.
+        shortcuts: The enabled shortcuts.
     """
 
     __slots__ = ("errors", "logger", "shortcuts")
@@ -97,38 +96,38 @@ class DeferredAck(LeanPromise):
         self.logger, self.errors = logger, errors
         collected = _collection.acks
         if collected is None:
-            by_itself = promise(self._by_itself, (self._call,), on_error=self._on_error)
-            return by_itself(logger, errors)
+            separate = promise(self._acknowledge_now, (self._call,), on_error=self._on_error)
+            return separate(logger, errors)
         collected.append(self)
         return None
 
-    def _by_itself(self, call: Any, logger: Any, errors: Any) -> Any:
+    def _acknowledge_now(self, call: Any, logger: Any, errors: Any) -> Any:
         return self._soon(_acknowledge, [self])
 
     @property
     def soon(self) -> Callable[..., Any]:
-        """Celery's way to have something done by the thread that may talk to the broker."""
+        """Celery's function that defers a call to the thread that may use the connection."""
         soon: Callable[..., Any] = self._soon
         return soon
 
     @property
     def has_loop(self) -> bool:
-        """Whether an event loop does that, on one thread for all that is said to the broker."""
+        """Whether an event loop makes these calls, and all writes to the connection."""
         return getattr(getattr(self.soon, "__self__", None), "hub", None) is not None
 
     @property
     def message(self) -> Any:
-        """The message, if it is that which is to be acknowledged."""
+        """The message to acknowledge, or None if the promise is not a method of a message."""
         return getattr(self._call, "__self__", None)
 
-    def alone(self) -> None:
-        """Do what Celery does: errors of the connection are logged."""
+    def acknowledge_separately(self) -> None:
+        """Acknowledge as Celery does, which logs errors of the connection."""
         self._call(self.logger, self.errors)
 
 
 @contextmanager
 def collect_acks() -> Iterator[None]:
-    """Collect what this thread or greenlet acknowledges, and then do it at once."""
+    """Collect the acknowledgements of this thread or greenlet, and then make them together."""
     if _collection.acks is not None:
         yield
         return
@@ -142,11 +141,11 @@ def collect_acks() -> Iterator[None]:
 
 
 def _acknowledge(acks: Sequence[DeferredAck]) -> None:
-    """Acknowledge messages, in order; what fails is delivered again, as always.
+    """Acknowledge messages in order. The broker redelivers those that fail, as always.
 
     Raises:
-        Exception: The first that kombu raises instead of logging it. It does not keep the others
-            from being acknowledged, unless it says that the connection is gone.
+        Exception: The first error that kombu raises instead of logging it. The remaining messages
+            are still acknowledged, unless the error is that of a lost connection.
     """
     error: Exception | None = None
     for channel, group in groupby(acks, key=lambda ack: getattr(ack.message, "channel", None)):
@@ -157,7 +156,7 @@ def _acknowledge(acks: Sequence[DeferredAck]) -> None:
             continue
         for ack in remaining:
             try:
-                ack.alone()
+                ack.acknowledge_separately()
             except OSError:
                 raise
             except Exception as exc:

@@ -1,4 +1,4 @@
-"""What a batch task may have delivered beyond the budget. Runs in the worker's main process."""
+"""The messages of a batch task beyond the prefetch budget. Runs in the worker's main process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ("BatchAllowance",)
 logger = get_logger(__name__)
 
 STATIC = (
-    "Task %s: flush_every is %d now, but the broker was told to deliver at most %d messages ahead "
-    "when the worker started, and with quorum queues that stays so: batches will be flushed by "
-    "flush_interval only. Set flush_every before the worker starts, or restart it."
+    "Task %s: flush_every is %d now, but the prefetch count allows %d messages, and with quorum "
+    "queues it cannot change while the worker runs. Batches will be flushed by flush_interval "
+    "only. Set flush_every before the worker starts, or restart it."
 )
 
 
 class BatchAllowance:
-    """The room that one batch task has for the batch that it fills.
+    """The allowance of one batch task for the batch that it fills.
 
     Arguments:
         consumer: The worker's consumer.
@@ -33,17 +33,16 @@ class BatchAllowance:
         self._flush_every = flush_every
         self._prefetch: Prefetch | None = None
         self._messages = 0
-        #: What the broker was told for good, if it cannot be told of another size.
+        #: The allowance for as long as the worker runs, if the prefetch count cannot change.
         self._static: int | None = None
-        #: Until when full batches are expected, if they are.
+        #: The end of the read-ahead, or None without one.
         self.ahead_until: float | None = None
 
     def open(self, batches: int = 1) -> None:
-        """Make room for a batch, unless there is room already.
+        """Raise the prefetch count by a batch, unless that is done already.
 
         Arguments:
-            batches: For how many there is to be room: more than one where the broker cannot be told
-                of more later.
+            batches: By how many batches: more than one if the prefetch count cannot change later.
         """
         # A batch of one is an ordinary task to the budget.
         if self._prefetch is None and self._flush_every > 1:
@@ -55,9 +54,9 @@ class BatchAllowance:
                     self._static = self._messages
 
     def resize(self, flush_every: int) -> None:
-        """The number of messages in a full batch is another from now on.
+        """Change the number of messages in a full batch.
 
-        Where the broker cannot be told of that, the room stays as it is.
+        The allowance stays the same if the prefetch count cannot change.
         """
         ahead_until = self.ahead_until
         self.stop_read_ahead()
@@ -73,7 +72,7 @@ class BatchAllowance:
             self.start_read_ahead(ahead_until)
 
     def warn_of_static_limit(self, task_name: str) -> None:
-        """Warn if a batch cannot fill any more, since the broker cannot be told to deliver more."""
+        """Warn if a batch can no longer fill, since the prefetch count cannot change."""
         if self._prefetch is None or self._static is None:
             return
         most = self._static + int(self._prefetch.value)
@@ -81,20 +80,20 @@ class BatchAllowance:
             logger.warning(STATIC, task_name, self._flush_every, most)
 
     def start_read_ahead(self, until: float) -> None:
-        """Let the broker deliver full batches ahead until then, if there is room for one at all."""
+        """Let the broker deliver full batches ahead until then, if there is an allowance."""
         if self._prefetch is not None:
             if self.ahead_until is None:
                 self._prefetch.expect(self._flush_every)
             self.ahead_until = until
 
     def stop_read_ahead(self) -> None:
-        """No more are expected than those that are on their way."""
+        """Stop counting batches that have not arrived yet."""
         if self._prefetch is not None and self.ahead_until is not None:
             self.ahead_until = None
             self._prefetch.expect_no_more(self._flush_every)
 
     def close(self) -> None:
-        """Give that room back, if there is any."""
+        """Return the allowance, if there is one."""
         self.stop_read_ahead()
         prefetch, self._prefetch = self._prefetch, None
         if prefetch is not None:

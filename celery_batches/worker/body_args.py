@@ -14,7 +14,7 @@ from .member_request import MemberRequest
 
 __all__ = ("BodyArguments",)
 
-#: The types of containers in which requests are looked for.
+#: The types of containers that are searched for requests.
 CONTAINERS = (list, tuple, set, frozenset)
 
 
@@ -27,8 +27,8 @@ class BodyArguments:
         requests: The requests of the batch.
 
     Raises:
-        ValueError: If they hold a `SimpleRequest` that is none of the batch: its outcome would not
-            count.
+        ValueError: If they hold a `SimpleRequest` of a request that is not in the batch. Its
+            outcome would be lost.
     """
 
     def __init__(
@@ -36,24 +36,24 @@ class BodyArguments:
     ) -> None:
         self._args = args
         self._own = {request.id: request for request in _requests_in(args)}
-        strangers = self._own.keys() - {request.id for request in requests}
-        if strangers:
+        foreign = self._own.keys() - {request.id for request in requests}
+        if foreign:
             raise ValueError(
-                f"{task_name}: the args of apply_buffer() hold {len(strangers)} requests that are "
-                f"not among its requests: {sorted(map(str, strangers))}. Make each with "
+                f"{task_name}: the args of apply_buffer() hold {len(foreign)} requests that are "
+                f"not among its requests: {sorted(map(str, foreign))}. Make each with "
                 f"SimpleRequest.from_request(request), from a request that you pass on with it."
             )
 
     def simple_request(self, request: MemberRequest) -> SimpleRequest:
-        """Return what the body knows a member as."""
+        """Return the `SimpleRequest` of a member."""
         own = self._own.get(request.id)
         return SimpleRequest.from_request(request) if own is None else own
 
     def fit(self, members: Sequence[SimpleRequest]) -> tuple[Any, ...] | None:
-        """Return the arguments, without requests that are no members: revoked, expired, refused.
+        """Return the arguments, without the requests that were revoked, expired or refused.
 
         Returns:
-            None if they are just the list of members, which the pool makes by itself.
+            None if they are only the list of members, which the pool makes itself.
         """
         ids = [member.id for member in members]
         args: tuple[Any, ...] = _rebuild(self._args, self._replace(frozenset(ids)))
@@ -64,14 +64,14 @@ class BodyArguments:
 
 
 class _Gone:
-    """Stands for a request that is left out of the arguments."""
+    """Marks a request that is removed from the arguments."""
 
 
 _GONE = _Gone()
 
 
 def _requests_in(value: Any) -> Iterator[SimpleRequest]:
-    """Return every request in a value, however deep in lists, tuples, sets and dictionaries."""
+    """Return every request in a value, at any depth of lists, tuples, sets and dictionaries."""
     if isinstance(value, SimpleRequest):
         yield value
     elif isinstance(value, CONTAINERS):
@@ -83,7 +83,7 @@ def _requests_in(value: Any) -> Iterator[SimpleRequest]:
 
 
 def _rebuild(value: Any, replace: Callable[[SimpleRequest], Any]) -> Any:
-    """Return a value with each request in it replaced, or left out if it is gone."""
+    """Return a value with each request in it replaced, or removed if it is `_GONE`."""
     if isinstance(value, SimpleRequest):
         return replace(value)
     if type(value) in CONTAINERS:

@@ -8,7 +8,7 @@ from celery import bootsteps
 from kombu.common import ignore_errors
 
 from ..core.shortcuts import enabled_shortcuts
-from ..transports.amqp_prefetch import without_waiting
+from ..transports.amqp_prefetch import prefetch_sender
 from ..transports.amqp_reader import read_many
 from ..transports.traits import traits_of
 from .prefetch import (
@@ -23,7 +23,7 @@ __all__ = ("BatchesStep",)
 
 
 class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is not typed
-    """Tells the batch tasks when the consumer is ready and when it stops.
+    """Starts the strategies of batch tasks with the consumer, and retires them when it stops.
 
     Celery also stops its consumer's steps when it loses the connection.
     """
@@ -32,30 +32,30 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
-        """Refuse a setting that makes no sense before the worker starts.
+        """Refuse an invalid setting before the worker starts.
 
         Raises:
             TypeError: If ``batches_shortcuts`` is neither a boolean nor a collection of names.
-            ValueError: If it has a name that is not known.
+            ValueError: If it has an unknown name.
         """
         self._shortcuts = enabled_shortcuts(c.app.conf)
         super().__init__(c, **kwargs)
 
     def start(self, c: Any) -> None:
-        """Have a prefetch count with room for batches. Celery's step has made its own by now."""
-        if type(c.strategies) is dict:  # It may have a table of its own: `Consumer.Strategies`.
+        """Replace the prefetch counter of Celery's step by one with an allowance for batches."""
+        if type(c.strategies) is dict:  # A subclass may have its own `Consumer.Strategies`.
             c.strategies = Strategies(c)
-        tell = without_waiting(c) if "amqp_prefetch" in self._shortcuts else None
-        c.qos = Prefetch(c.qos, lambda: c.initial_prefetch_count, tell)
+        send = prefetch_sender(c) if "amqp_prefetch" in self._shortcuts else None
+        c.qos = Prefetch(c.qos, lambda: c.initial_prefetch_count, send)
         traits = traits_of(c)
         for strategy in self._strategies(c):
             strategy.warn_of_broker_limits()
             if traits.static_prefetch:
-                # One batch is filled while as many others run as there are processes.
+                # One batch fills while each process of the pool runs another one.
                 strategy.reserve(int(c.pool.num_processes) + 1)
-        if traits.takes_what_is_free:
+        if traits.receives_for_free_processes:
             count_batches_as_one(c, lambda: sum(s.buffered for s in self._strategies(c)))
-        # Before the first message is asked for.
+        # Celery starts to consume after this step.
         c.qos.update()
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
@@ -64,22 +64,23 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
             read_many(c, hub)
 
     def info(self, c: Any) -> dict[str, Any]:
-        """Return what ``inspect stats`` shows: the prefetch count with the room for batches."""
+        """Return the entry of ``inspect stats``: the prefetch count with the allowance."""
         return {"prefetch_count": c.qos.total} if prefetch_of(c) else {}
 
     def stop(self, c: Any) -> None:
-        """Retire every strategy: what is buffered goes back to the broker.
+        """Retire every strategy, so that buffered messages go back to the broker.
 
-        When the connection is lost it does so by that. When the worker stops, the connection is
-        kept until the batches that run have ended: on AMQP, what is buffered is sent back before.
+        When the connection is lost, the broker requeues them itself. When the worker stops, the
+        connection stays open until the running batches have ended. So on AMQP the worker requeues
+        buffered messages before that.
         """
-        # Without an event loop, Celery before 5.7 forgets the acknowledgements that still wait for
-        # the loop to come round: a batch that has run would be delivered again.
+        # Without an event loop, Celery before 5.7 drops acknowledgements that are still pending. A
+        # batch that has run would be redelivered.
         c.perform_pending_operations()
         stopping = c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE)
         requeue = stopping and traits_of(c).requeues_on_stop
         if requeue and c.task_consumer is not None:
-            # Or it would be delivered here again.
+            # Otherwise the broker would redeliver them to this worker.
             ignore_errors(c.connection, c.task_consumer.cancel)
         for strategy in self._strategies(c):
             strategy.retire(requeue=requeue)

@@ -1,4 +1,4 @@
-"""Is this message a call that a batch can hold? Runs in the worker's main process."""
+"""Refuses malformed messages before they reach the buffer. Runs in the worker's main process."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from kombu.exceptions import EncodeError
 
 __all__ = ("MALFORMED_MESSAGE_ERRORS", "check_message")
 
-#: What a message with nonsense in it makes Celery's own code raise.
+#: The exceptions that Celery's own code raises for a malformed message.
 MALFORMED_MESSAGE_ERRORS = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
     EncodeError,
 )
 
-#: As many opening brackets as this cannot nest too deeply.
+#: A body with at most so many opening brackets cannot nest too deeply.
 FEW_BRACKETS = 200
 
 NESTING = frozenset({list, tuple, dict})
 
-#: The limits of a call that has none.
+#: The ``timelimit`` header of a call without time limits.
 NO_LIMITS: tuple[Any, ...] = ([None, None], (None, None))
 
-#: Levels of nesting for what encloses a request on its way to the pool, and for calls in between.
+#: Levels of nesting to keep free for the containers of a request on its way to the pool.
 MARGIN = 50
 
 
 def check_message(message: Message, body: Any) -> None:
-    """Refuse a message whose arguments or headers make no sense, as early as that can be known.
+    """Refuse a message with malformed arguments or headers, before it joins a batch.
 
-    Celery finds some of this out in the pool, where it would be too late for the neighbours.
+    Celery detects some of these errors in the pool, where they would fail the whole batch.
 
     Arguments:
         message: The ``kombu.Message``.
         body: Its decoded body in task protocol 1, ``None`` in protocol 2.
 
     Raises:
-        celery.exceptions.InvalidTaskError: If there is no list of arguments and no mapping of
-            keyword arguments in it, or a header that the worker itself goes by is not of its type.
+        celery.exceptions.InvalidTaskError: If it lacks a list of arguments or a mapping of keyword
+            arguments, or if a header that the worker uses has the wrong type.
         kombu.exceptions.DecodeError: If it cannot be decoded.
         kombu.exceptions.ContentDisallowed: If its content type is not accepted.
     """
@@ -57,7 +57,7 @@ def check_message(message: Message, body: Any) -> None:
 
 
 def _is_usual(payload: Any) -> bool:
-    """Whether it is what nearly every message has: args, kwargs and embed."""
+    """Whether the payload is a list of args, kwargs and embed, as in nearly every message."""
     if type(payload) is not list or len(payload) != 3:
         return False
     args, kwargs, embed = payload
@@ -65,7 +65,7 @@ def _is_usual(payload: Any) -> bool:
 
 
 def _check_payload(payload: Any, headers: Any, body: Any) -> Any:
-    """Refuse what is no call; return where its headers are, by the version of the task protocol."""
+    """Refuse a malformed payload, and return the headers of its version of the task protocol."""
     if isinstance(payload, Mapping) and (body is not None or "args" in payload):
         # Protocol 1, or the hybrid of 1 and 2.
         args, kwargs, embed = payload.get("args", ()), payload.get("kwargs", {}), None
@@ -81,7 +81,7 @@ def _check_payload(payload: Any, headers: Any, body: Any) -> Any:
     if not isinstance(kwargs, Mapping):
         raise InvalidTaskError(f"Task keyword arguments must be a mapping, not {_kind(kwargs)}")
     if embed is not None and not isinstance(embed, Mapping):
-        raise InvalidTaskError(f"What a task embeds must be a mapping, not {_kind(embed)}")
+        raise InvalidTaskError(f"The embed of a task must be a mapping, not {_kind(embed)}")
     return headers
 
 
@@ -96,7 +96,7 @@ def _is_time_limit(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it can be a key of a result backend, and be written to a log."""
+    """Whether it can be a key in a result backend, and can be logged."""
     return isinstance(value, str) and (value.isascii() or bool(value.encode()))
 
 
@@ -112,8 +112,8 @@ def _are_stamps(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
-#: What a header must be, if it is there at all, since others suffer if it is not: the worker keeps
-#: count of names, compares stamps, and gives the tightest limit of all requests to the batch.
+#: The valid values of optional headers. A wrong value would harm the other requests: the worker
+#: counts names, compares stamps, and gives the batch the tightest limit of its requests.
 HEADERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("shadow", _is_text, "a string"),
     ("timelimit", _are_time_limits, "a list of the hard and the soft limit, in seconds"),
@@ -125,17 +125,17 @@ HEADERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
     task_id = headers.get("id")
-    # Others than strings work in Celery as long as no result backend has to make a key of them.
+    # In Celery, these other types work if no result backend needs a key.
     if not _is_text(task_id) and type(task_id) not in (int, UUID):
         raise InvalidTaskError(f"the id of a task must be a string, not {_kind(task_id)}")
-    for name, is_valid, what in HEADERS:
+    for name, is_valid, expected in HEADERS:
         value = headers.get(name)
         if value and not is_valid(value):
-            raise InvalidTaskError(f"the header {name!r} of a task must be {what}")
+            raise InvalidTaskError(f"the header {name!r} of a task must be {expected}")
 
 
 def _may_nest_deeply(message: Message) -> bool:
-    """Whether it is worth looking for deep nesting: it hardly ever is."""
+    """Whether the message may nest deeply, by a check that is cheap."""
     body = message.body
     if len(body) <= FEW_BRACKETS:
         return False
@@ -145,7 +145,7 @@ def _may_nest_deeply(message: Message) -> bool:
 
 
 def _are_flat(headers: Mapping[str, Any]) -> bool:
-    """Whether no header has more than one level of nesting: they seldom have."""
+    """Whether no header has more than one level of nesting, which is usual."""
     for value in headers.values():
         if value and type(value) in NESTING:
             for item in value.values() if type(value) is dict else value:
@@ -155,7 +155,7 @@ def _are_flat(headers: Mapping[str, Any]) -> bool:
 
 
 def _check_depth(value: Any) -> None:
-    """Refuse what cannot be sent to the pool: with it, the whole batch could not."""
+    """Refuse a value that cannot be pickled, since its whole batch could not be sent."""
     for _ in range(MARGIN):
         value = [value]
     try:

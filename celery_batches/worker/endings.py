@@ -1,15 +1,15 @@
-"""How a batch ends, and what each of its requests is told. Runs in the worker's main process.
+"""Notifies the requests of a batch of how it ends. Runs in the worker's main process.
 
-The pool calls `on_accepted` when it starts on the batch, and then
+The pool calls `on_accepted` when it starts the batch, and then
 
 * `on_success` with one report for each request;
 * `on_failure` if it could not run the batch, or lost the process that did;
 * `on_timeout` when a time limit is reached.
 
-Celery calls `terminate` when it has terminated or cancelled one of the requests. With it, the
-process of the others has gone too.
+Celery calls `terminate` when it has terminated or cancelled one of the requests. This ends the
+process of the whole batch.
 
-"The ways of ending" in ``docs/architecture.rst`` has a table of them all.
+"The ways of ending" in ``docs/architecture.rst`` has the table.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Requests = Sequence[MemberRequest]
 
 
 class BatchEndings:
-    """A batch that the pool has: it notifies its requests by the methods of Celery's ``Request``.
+    """A batch in the pool. It notifies its requests by the methods of Celery's ``Request``.
 
     Arguments:
         task: The batch task.
         requests: The requests of the batch.
-        charge: What the prefetch budget is charged for it, if it has room for batches.
+        charge: Its charge on the prefetch budget, if the counter has an allowance for batches.
     """
 
     def __init__(self, task: BatchTask, requests: Requests, charge: Charge | None) -> None:
@@ -58,7 +58,7 @@ class BatchEndings:
         self._accepted = False
         #: Whether its greenlet was killed, and whether Celery has terminated one of its requests.
         self._killed = self._terminated = False
-        #: What the pool has returned for it.
+        #: The handle that the pool has returned.
         self._result: ref[Any] | None = None
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class BatchEndings:
 
     @collect_acks()
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """The pool has started on the batch."""
+        """Notify the requests that the pool has started the batch."""
         with self._lock:
             self._accepted = True
         self._notify_each(lambda request: request.on_accepted(pid, time_accepted))
@@ -75,30 +75,30 @@ class BatchEndings:
 
     @collect_acks()
     def on_success(self, returned: Any, **_: Any) -> None:
-        """The pool is done with the batch.
+        """Notify each request of its report, since the pool has run the batch.
 
         Arguments:
-            returned: What `trace_batch` returned. Instead of it, some pools give the
-                ``ExceptionInfo`` of a `SystemExit`, and the gevent pool ``(False, None, None)`` for
-                a greenlet that was killed, as `revoke(terminate=True)` does.
+            returned: The value that `trace_batch` returned. Some pools pass the ``ExceptionInfo``
+                of a `SystemExit` instead. The gevent pool passes ``(False, None, None)`` for a
+                greenlet that was killed, for example by `revoke(terminate=True)`.
         """
         if isinstance(returned, ExceptionInfo):
             return self.on_failure(returned)
         if not self.requests:
-            return  # It was withdrawn, too late for the process that ran it.
+            return  # It was withdrawn, but the process had started it already.
         _, reports, runtime = returned
         if reports is None:
             return self._on_killed()
         for request, (failed, retval) in zip(self.requests, reports, strict=True):
             if failed and isinstance(retval.exception, ExceptionWithTraceback):
-                # A pool without processes has not pickled it, which would have unwrapped it.
+                # Pickle unwraps it. A pool without processes does not pickle.
                 retval.exception = retval.exception.exc
             notify(request.on_success, (failed, retval, runtime), about=self)
         self._finish()
 
     @collect_acks()
     def on_failure(self, exc_info: Any) -> None:
-        """The pool could not run the batch, or lost the process that did."""
+        """Notify the requests that the pool could not run the batch, or lost its process."""
         if not self.requests:
             return
         exc = exception_of(exc_info)
@@ -108,7 +108,7 @@ class BatchEndings:
             lost = WorkerLostError(f"Worker exited prematurely: {exc!r}.")
             self._on_lost(error_info(lost), self.requests)
         elif isinstance(exc, TimeLimitExceeded):
-            # `on_timeout` follows and does the rest.
+            # The pool calls `on_timeout` next, which does the rest.
             self._notify_each(
                 lambda request: request.on_failure(
                     exc_info, send_failed_event=not TIMEOUT_IS_FAILURE, return_ok=True
@@ -122,7 +122,7 @@ class BatchEndings:
         self._finish()
 
     def terminate(self, signum: int) -> None:
-        """Tell the pool that Celery has terminated or cancelled a request on purpose."""
+        """Terminate the handle of the pool, after Celery has terminated or cancelled a request."""
         result = None if self._result is None else self._result()
         if result is not None:
             result.terminate(signum)
@@ -130,46 +130,47 @@ class BatchEndings:
         self._notify_after_kill()
 
     def _on_killed(self) -> None:
-        """The greenlet was killed because Celery terminated one request, which it notifies itself.
+        """Notify the requests of a batch whose greenlet was killed.
 
-        Celery may not have done so yet: gevent does not wait for a greenlet to end.
+        The greenlet was killed because Celery terminated one member and will notify that member
+        itself. Celery may not have done so yet, since gevent does not wait for a greenlet to end.
         """
         if self._terminated or self.task.acks_late or self._is_any_ended():
             self._killed = True
             for request in self.requests:
                 worker_state.task_ready(request)
-                request.killed_job = self  # The pool has forgotten it.
+                request.killed_job = self  # The pool no longer has it.
             self._finish()
             self._notify_after_kill()
         else:
             self.on_failure(error_info(Terminated("killed")))
 
     def _notify_after_kill(self) -> None:
-        """Notify the other requests, once the greenlet is gone and the first is notified."""
-        # On a lost connection, Celery cancels all of them, one after the other.
+        """Notify the remaining requests, after the greenlet has ended and one is notified."""
+        # On a lost connection, Celery cancels all requests, one after the other.
         cancelled = any(request.is_cancelled for request in self.requests)
         if self._killed and self._terminated and not cancelled:
             self._on_terminated()
 
     def _on_terminated(self) -> None:
-        """Notify the requests that were revoked. For the others, the process was lost."""
+        """Notify the revoked requests, and then the rest that the process was lost."""
         for request in self.requests:
             if not request.is_ended:
                 continue
             notify(request.on_failure, error_info(Terminated("revoked")), about=self)
-            # Celery would announce it again if it was about to terminate this one too.
+            # Without this, Celery sends the event again when it terminates this request too.
             request.time_start = None
         self._notify_lost()
 
     def _notify_lost(self) -> None:
-        """Some members were revoked or cancelled: for the others, the process was lost."""
+        """Notify the requests that were not revoked or cancelled that the process was lost."""
         lost = [request for request in self.requests if not request.is_ended]
         if lost:
             reason = "Its process was ended to terminate another request of the batch."
             self._on_lost(error_info(WorkerLostError(reason)), lost)
 
     def _on_lost(self, exc_info: Any, requests: Sequence[MemberRequest]) -> None:
-        """The process is lost, and with it the outcomes of these requests."""
+        """Notify these requests that their process was lost, and with it their outcomes."""
         logger.error(
             "Batch %s[%s] of %d requests was lost: %s",
             self.task.name,
@@ -178,12 +179,12 @@ class BatchEndings:
             exception_of(exc_info),
         )
         for request in requests:
-            # All that Celery does not do then is to log it once more.
+            # With `return_ok`, Celery does not log each request again.
             notify(lambda lost: lost.on_failure(exc_info, return_ok=True), request, about=self)
 
     @collect_acks()
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """The batch has reached a time limit."""
+        """Notify the requests that the batch has reached a time limit."""
         if soft:
             logger.warning(
                 "Batch %s[%s] of %d requests: soft time limit (%ss) exceeded",
@@ -193,7 +194,7 @@ class BatchEndings:
                 timeout,
             )
         for request in self.requests:
-            # For a soft limit, Celery's own method does nothing but log it.
+            # For a soft limit, Celery's own method only logs.
             if not soft or type(request).on_timeout is not Request.on_timeout:
                 notify(lambda one: one.on_timeout(soft, timeout), request, about=self)
         if not soft:

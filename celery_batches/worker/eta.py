@@ -1,4 +1,4 @@
-"""The consumer as Celery's default strategy sees it. Runs in the worker's main process."""
+"""A consumer for Celery's default strategy, with the buffer. Runs in the main process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ("BufferingConsumer",)
 class BufferingConsumer:
     """The worker's consumer, for Celery's default strategy of a batch task.
 
-    It is the real one, with two differences: requests that are ready to run go to the buffer, and
-    the rate limit does not apply to single requests.
+    It forwards to the worker's consumer, with two differences. Requests that are ready to run go to
+    the buffer. The rate limit does not apply to single requests.
 
     Arguments:
         consumer: The worker's consumer.
@@ -38,7 +38,7 @@ class BufferingConsumer:
     ) -> None:
         self._consumer = consumer
         self.on_task_request = on_task_request
-        #: The worker's timer: the default strategy uses it for nothing but ETAs.
+        #: Stands in for the worker's timer, which the default strategy uses only for ETAs.
         self.timer = self
         self._task = task
         self._options = options
@@ -61,5 +61,5 @@ class BufferingConsumer:
         self._has_warned = warn_of_eta(self._task, channel, wait, interval)
 
     def apply_eta_task(self, request: MemberRequest) -> None:
-        """Take in a request whose ETA has come, with the methods of this consumer."""
+        """Pass a request whose ETA has come to `on_task_request`, as Celery's consumer does."""
         type(self._consumer).apply_eta_task(self, request)

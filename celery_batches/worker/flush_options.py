@@ -1,4 +1,4 @@
-"""The flush options of a task, read each time that they are used. Runs in the main process.
+"""Reads the flush options of a task each time they are used. Runs in the main process.
 
 ``task.flush_every = 50`` in a running worker, by a signal handler or a control command, takes
 effect with the next request. So does a property of a subclass, which may return another value each
@@ -25,18 +25,18 @@ T = TypeVar("T")
 
 NOT_READ = object()
 
-#: What holds until a value was read that makes sense.
+#: The limits until the first valid values are read.
 DEFAULTS = Limits(FLUSH_EVERY, FLUSH_INTERVAL)
 
 
 class FlushOptions:
     """Reads `flush_every` and `flush_interval` of one task.
 
-    A value that makes no sense is logged once, and the last good one stays.
+    An invalid value is logged once, and the last good value stays.
 
     Arguments:
         task: The batch task.
-        last: What was read of the task before, on another connection.
+        last: The options that were read for the task on an earlier connection.
     """
 
     __slots__ = ("_every", "_interval", "_task", "limits", "refused")
@@ -46,12 +46,12 @@ class FlushOptions:
         self.limits: Limits = DEFAULTS if last is None else last.limits
         self._every: Any = NOT_READ
         self._interval: Any = NOT_READ
-        #: What was logged last of each option.
+        #: The last logged reason for each option.
         self.refused: dict[str, str] = {} if last is None else last.refused
         self.read()
 
     def read(self) -> Limits:
-        """Return the limits of a batch now: the same object for as long as they do not change."""
+        """Return the current limits of a batch: the same object until they change."""
         task = self._task
         try:
             every, interval = task.flush_every, task.flush_interval

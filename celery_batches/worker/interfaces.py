@@ -1,4 +1,4 @@
-"""What this room uses of Celery's worker, which has no types. Runs in the worker's main process."""
+"""Types for the parts of Celery's worker that this room uses. Runs in the main process."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Stack(Protocol):
     """Celery's stack of the requests of a task."""
 
     def push(self, context: Context) -> None:
-        """Have this context be ``task.request``."""
+        """Make this context ``task.request``."""
 
     def pop(self) -> Any:
         """Undo the last `push`."""
 
 
 class BatchTask(Protocol):
-    """The batch task: a `Batches`."""
+    """The batch task, a `Batches`."""
 
     name: str
     app: Celery
@@ -62,10 +62,10 @@ class Bucket(Protocol):
     """A token bucket of kombu, for a rate limit."""
 
     def can_consume(self, tokens: int) -> bool:
-        """Take so many tokens, if there are so many."""
+        """Take so many tokens if the bucket has them, and return whether it had."""
 
     def expected_time(self, tokens: int) -> float:
-        """Return the seconds until there are so many."""
+        """Return the seconds until the bucket has so many tokens."""
 
 
 class Consumer(Protocol):
@@ -78,7 +78,7 @@ class Consumer(Protocol):
     disable_rate_limits: bool
     #: The token bucket of each task that has a rate limit.
     task_buckets: dict[str, Any]
-    #: What handles the messages of each task.
+    #: The handler of the messages of each task.
     strategies: dict[str, Any]
     task_consumer: Any
 
@@ -87,11 +87,11 @@ class Consumer(Protocol):
         """The worker's timer."""
 
     def apply_eta_task(self: Any, request: MemberRequest) -> Any:
-        """Take in a request whose ETA has come."""
+        """Run a request whose ETA has come."""
 
     @property
     def on_task_request(self) -> Callable[[BatchJob], Any]:
-        """What sends to the pool: a request, or something else with ``execute_using_pool``."""
+        """Celery's function that calls ``execute_using_pool`` of a request or a job."""
 
 
 class Pool(Protocol):

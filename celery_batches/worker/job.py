@@ -1,6 +1,6 @@
 """Sends one batch to the pool. Runs in the worker's main process.
 
-The worker takes a `BatchJob` for a request: the pool runs it as one task. Nothing else in this room
+To the worker, a `BatchJob` is a request. The pool runs it as one task. No other module of this room
 imports from ``pool/``.
 """
 
@@ -30,17 +30,17 @@ logger = get_logger(__name__)
 
 
 class BatchJob(BatchEndings):
-    """A batch, as the worker hands it to the pool.
+    """A batch that the worker sends to the pool.
 
     Arguments:
         task: The batch task.
         requests: The ``celery.worker.request.Request`` of each member.
         trigger: Why the batch was flushed.
         hostname: Node name of the worker.
-        still_ours: Called at the last moment, with the requests that would run. Returns those that
-            may, since their connection is not lost, and releases the rest.
-        charge: What the prefetch budget is charged for it, if it has room for batches.
-        body_args: Positional arguments for the body, if not just the list of requests.
+        still_ours: Called with the requests just before they are sent. It returns the requests
+            whose connection is not lost, and releases the rest.
+        charge: Its charge on the prefetch budget, if the counter has an allowance for batches.
+        body_args: Positional arguments for the body. Defaults to the list of requests.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class BatchJob(BatchEndings):
         self.hostname = hostname
         self.body_args = body_args
         self._still_ours = still_ours
-        #: What the pool holds while the batch waits there, unless the pool has processes.
+        #: The list that the pool holds while the batch waits there, unless the pool has processes.
         self._simple_requests: list[SimpleRequest] = []
 
     def execute_using_pool(self, pool: Pool, **_: Any) -> Any:
         """Send the batch to the pool, without the requests that were revoked or have expired.
 
         Raises:
-            celery.exceptions.TaskRevokedError: If no request is left, since all are revoked, their
-                connection is lost, or the pool has refused the batch. The worker frees the slot of
-                the pool then.
+            celery.exceptions.TaskRevokedError: If no request is left, because all are revoked,
+                their connection is lost, or the pool has refused the batch. The worker then frees
+                the slot of the pool.
         """
         members = self._take_members()
-        # Before it is asked what is still ours: what is withdrawn after that leaves this list.
+        # Set before `still_ours` is called, since `withdraw` removes requests from this list.
         self._simple_requests = members.simple_requests
         self._leave_lost()
         if not self.requests:
@@ -107,7 +107,7 @@ class BatchJob(BatchEndings):
             return
         kept = set(map(id, ours))
         with self._lock:
-            if self.requests is requests:  # It was not withdrawn meanwhile.
+            if self.requests is requests:  # It was not withdrawn in between.
                 self.requests = ours
                 pairs = zip(requests, simple_requests, strict=True)
                 simple_requests[:] = [simple for request, simple in pairs if id(request) in kept]
@@ -117,11 +117,11 @@ class BatchJob(BatchEndings):
         for request in self.requests:
             request.terminate_with(myself)
         task, simple_requests = self.task, members.simple_requests
-        of_pool = getattr(pool, "options", None) or {}
+        pool_options = getattr(pool, "options", None) or {}
         hard, soft = members.tightest_limits(
             (
-                task.time_limit or of_pool.get("timeout"),
-                task.soft_time_limit or of_pool.get("soft_timeout"),
+                task.time_limit or pool_options.get("timeout"),
+                task.soft_time_limit or pool_options.get("soft_timeout"),
             )
         )
         args = None if self.body_args is None else self.body_args.fit(simple_requests)
@@ -139,7 +139,7 @@ class BatchJob(BatchEndings):
 
     @collect_acks()
     def _fail(self, exc: Exception) -> None:
-        """The pool has refused the batch."""
+        """Fail the requests, since the pool has refused the batch."""
         logger.critical(
             "Batch %s[%s] of %d requests fails, since the pool has refused it: %r",
             self.task.name,
@@ -153,10 +153,10 @@ class BatchJob(BatchEndings):
         self._finish()
 
     def withdraw(self) -> Requests:
-        """Return the members, unless the pool has started on them; the batch does not run then.
+        """Return the members and do not run the batch, unless the pool has started it.
 
-        Celery empties its own queues when a connection is lost, but not those inside of a pool of
-        threads or greenlets.
+        When a connection is lost, Celery empties its own queues, but not those of a pool of threads
+        or greenlets.
         """
         with self._lock:
             if self._accepted:

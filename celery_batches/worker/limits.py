@@ -6,17 +6,17 @@ from .interfaces import Bucket, Consumer
 
 __all__ = ("RateLimit",)
 
-#: Seconds after which a limited task looks again, since ``control.rate_limit`` may have changed
-#: its limit.
-PATIENCE = 1.0
+#: The longest wait in seconds before the next check, since ``control.rate_limit`` may change the
+#: limit.
+MAX_WAIT_SECONDS = 1.0
 
 
 class RateLimit:
     """The rate limit of one batch task: Celery's token bucket for it, spent on batches.
 
     Arguments:
-        consumer: The worker's consumer. It has a bucket for each task with a limit, and new ones
-            whenever a limit is changed.
+        consumer: The worker's consumer. It has a bucket for each task with a limit, and a new one
+            after each change of a limit.
         name: Name of the task.
     """
 
@@ -35,15 +35,15 @@ class RateLimit:
 
     @property
     def is_off(self) -> bool:
-        """Whether the task has none."""
+        """Whether the task has no rate limit."""
         return self._bucket is None
 
     def allows(self) -> bool:
-        """Whether a batch may run now. If so, it counts from now on."""
+        """Take a token for a batch, and return whether there was one."""
         bucket = self._bucket
         return bucket is None or bucket.can_consume(1)
 
     def wait(self) -> float:
-        """Return the seconds until it is worth asking again."""
+        """Return the seconds until the next check."""
         bucket = self._bucket
-        return 0.0 if bucket is None else min(bucket.expected_time(1), PATIENCE)
+        return 0.0 if bucket is None else min(bucket.expected_time(1), MAX_WAIT_SECONDS)

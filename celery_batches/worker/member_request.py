@@ -41,7 +41,7 @@ SignalLog = dict[int, set[str]]
 
 
 class TerminatingPool(Protocol):
-    """What Celery's request needs of a pool to end a process."""
+    """The method of a pool by which Celery's request ends a process."""
 
     def terminate_job(self, pid: int, signal: int) -> None:
         """Send a signal to a process of the pool."""
@@ -50,7 +50,7 @@ class TerminatingPool(Protocol):
 if TYPE_CHECKING:
 
     class _Request:
-        """What a batch uses of ``celery.worker.request.Request``, which has no types."""
+        """The parts of ``celery.worker.request.Request`` that a batch uses. Celery has no types."""
 
         id: str
         name: str
@@ -91,20 +91,20 @@ else:
 class MemberRequest(_Request):
     """Mixed into the ``Request`` class of a batch task.
 
-    Celery ends a request by a signal to its process, and on a cold shutdown it does so for each
-    request that runs. The members of a batch share one process, which gets each signal once: a
-    second SIGTERM would kill a process that cleans up after the first.
+    Celery ends a request by a signal to its process. On a cold shutdown, it does so for each
+    running request. The members of a batch share one process, so this class sends each signal once.
+    A second SIGTERM would kill a process that cleans up after the first.
     """
 
-    #: Whether a batch answers for this request, or it has ended: nothing else may run it.
+    #: Whether a batch has this request, or it has ended. Nothing else may run it.
     is_claimed: bool = False
-    #: Whether `flush` has left it out: it is acknowledged, and told as ignored. It may still run.
+    #: Whether `flush` has left it out. It is acknowledged and ignored, but may still run.
     is_left_out: bool = False
     #: The strategy that has buffered this request.
     strategy: BatchStrategy | None = None
     #: The signals that the members of its batch have sent. All members share one log.
     signalled: SignalLog | None = None
-    #: Its batch, once the pool has forgotten it: Celery still has to terminate this request.
+    #: Its batch after its greenlet was killed, since Celery still has to terminate this request.
     killed_job: BatchEndings | None = None
 
     def terminate(self, pool: TerminatingPool, signal: Any = None) -> Any:
@@ -116,14 +116,14 @@ class MemberRequest(_Request):
         return super().cancel(_Once(self, pool), signal, **options)
 
     def terminate_with(self, job: ref[BatchEndings]) -> None:
-        """Have Celery call ``terminate`` of the batch when it has terminated or cancelled this."""
+        """Have Celery call ``terminate`` of the batch after it has terminated or cancelled this."""
         self._apply_result = job
 
     def fail(self, exc_info: ExceptionInfo) -> None:
-        """Fail as a task that raises, although the pool never got this request. Logs nothing.
+        """Fail like a task that raises, although the pool never got this request. Log nothing.
 
-        Celery's own method would log each request of a batch by itself. It leaves the result to the
-        pool if it is not to do so.
+        Celery's own method logs each request of a batch separately. With ``return_ok`` it does not,
+        but then it does not store the result either.
         """
         if not self.task.acks_late:
             self.acknowledge()  # As when the pool accepts a task.
@@ -153,11 +153,11 @@ class MemberRequest(_Request):
         reason = InvalidTaskError(f"Cannot run {self.humaninfo()} in a batch: {exc!r}")
         reason.__cause__ = exc
         self.reject(requeue=False)
-        self.on_failure(error_info(reason))  # It logs that.
+        self.on_failure(error_info(reason))  # Celery logs the error.
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether Celery has cancelled this request: the worker stops or lost its connection."""
+        """Whether Celery has cancelled this request, on a stop or a lost connection."""
         return self._already_cancelled
 
     @property
@@ -180,7 +180,7 @@ class MemberRequest(_Request):
 
 
 class _Once:
-    """The pool, as a member sees it: a signal that a neighbour has sent is not sent again."""
+    """Stands in for the pool. It does not repeat a signal that another member has sent."""
 
     def __init__(self, request: MemberRequest, pool: TerminatingPool) -> None:
         self._request = request
@@ -188,20 +188,20 @@ class _Once:
 
     def terminate_job(self, pid: int, signal: int) -> None:
         signalled = self._request.signalled
-        by = set() if signalled is None else signalled.setdefault(signal, set())
-        # A member that sends the same signal again is heard, as in Celery.
-        if not by or self._request.id in by:
+        senders = set() if signalled is None else signalled.setdefault(signal, set())
+        # As in Celery, a member may send the same signal again.
+        if not senders or self._request.id in senders:
             self._pool.terminate_job(pid, signal)
-        by.add(self._request.id)
+        senders.add(self._request.id)
 
 
 def notify(callback: Callable[[T], Any], argument: T, *, about: object) -> None:
-    """Call a method of one request; an error in it does not concern the other requests.
+    """Call a method of one request, and log an error in it, for the sake of the other requests.
 
     Arguments:
         callback: The method.
-        argument: What to call it with.
-        about: What the request belongs to, for the log.
+        argument: Its argument.
+        about: The batch or task to name in the log.
     """
     try:
         callback(argument)
@@ -210,7 +210,7 @@ def notify(callback: Callable[[T], Any], argument: T, *, about: object) -> None:
 
 
 def member_class(request_class: type | str) -> type[MemberRequest]:
-    """Return the ``Request`` class of a task, or its name, as one for members of batches."""
+    """Return a subclass of a task's ``Request`` class for members of batches."""
     base = symbol_by_name(request_class)
     if issubclass(base, MemberRequest):
         members: type[MemberRequest] = base

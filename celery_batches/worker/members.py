@@ -1,4 +1,4 @@
-"""What goes to the pool of each request of a batch. Runs in the worker's main process."""
+"""Selects the requests of a batch that can run. Runs in the worker's main process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .member_request import MemberRequest, notify
 
 __all__ = ("Members", "take_members")
 
-#: A hard and a soft time limit in seconds, if there are such.
+#: A hard and a soft time limit in seconds, or None.
 TimeLimits = tuple[float | None, float | None]
 
 
 @dataclass(slots=True)
 class Members:
-    """The requests of a batch that can run, and what the pool needs to know of them.
+    """The requests of a batch that can run, in the forms that the pool needs.
 
     Attributes:
         requests: The requests.
-        simple_requests: What the body knows each as, in the same order.
-        time_limits: The time limits that there are among them.
+        simple_requests: The `SimpleRequest` of each, in the same order.
+        time_limits: All different time limits of the requests.
     """
 
     requests: list[MemberRequest] = field(default_factory=list)
@@ -43,12 +43,12 @@ class Members:
 def take_members(
     requests: Iterable[MemberRequest], body_args: BodyArguments | None, *, about: object
 ) -> Members:
-    """Return the requests that can run: not those that are revoked, have expired or are malformed.
+    """Return the requests that are not revoked, expired or malformed.
 
     Arguments:
         requests: The requests.
         body_args: Arguments for the body, if an override of `flush` has made them.
-        about: What to name in the log.
+        about: The batch to name in the log.
     """
     members = Members()
     make = SimpleRequest.from_request if body_args is None else body_args.simple_request

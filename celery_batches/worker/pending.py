@@ -1,6 +1,6 @@
-"""What is buffered, and when it leaves. Runs in the worker's main process.
+"""Buffers requests and decides when they leave. Runs in the worker's main process.
 
-It brings together the buffer, the rate limit, the timer, and the allowance of the prefetch count.
+It combines the buffer, the rate limit, the timer, and the allowance of the prefetch count.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ READ_AHEAD_SECONDS = 1.0
 class PendingRequests:
     """The requests of one strategy that are in no batch yet.
 
-    Every method is called under the lock of the strategy, with the time of the monotonic clock.
+    The strategy calls every method under its lock. ``now`` is the time of the monotonic clock.
 
     Arguments:
         consumer: The worker's consumer.
         task_name: The name of the batch task.
         limits: When a batch is flushed.
-        on_wakeup: Called by the timer, with the time that it was armed for.
+        on_wakeup: The timer calls it with the time for which it was armed.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class PendingRequests:
         limits: Limits,
         on_wakeup: Callable[[float], None],
     ) -> None:
-        #: When a batch is flushed: see `change`.
+        #: When a batch is flushed. `change` replaces them.
         self.limits = limits
-        #: Full batches leave it at once, unless a rate limit holds them back.
+        #: Full batches leave the buffer at once, unless a rate limit delays them.
         self._buffer: Buffer[MemberRequest] = Buffer(limits)
         self._limit = RateLimit(consumer, task_name)
         self._allowance = BatchAllowance(consumer, limits.flush_every)
@@ -52,39 +52,39 @@ class PendingRequests:
         return len(self._buffer)
 
     def reserve(self, batches: int) -> None:
-        """Let the broker deliver that many batches, where it cannot be told of more later."""
+        """Set an allowance of so many batches, if the prefetch count cannot change later."""
         self._is_static = True
         self._allowance.open(batches)
 
     def change(self, limits: Limits) -> None:
-        """Flush by these limits from now on: an option of the task has been set."""
+        """Use these limits from now on, since an option of the task has changed."""
         self.limits = self._buffer.limits = limits
         self._allowance.resize(limits.flush_every)
 
     def warn_of_static_limit(self, task_name: str) -> None:
-        """Warn if a batch cannot fill any more, since the broker cannot be told to deliver more."""
+        """Warn if a batch can no longer fill, since the prefetch count cannot change."""
         self._allowance.warn_of_static_limit(task_name)
 
     def add(self, request: MemberRequest, *, now: float) -> Sequence[Batch[MemberRequest]]:
-        """Buffer a request; return the batches to be sent."""
+        """Buffer a request, and return the batches to send."""
         if self._put(request, now):
             batches = self._take_full()
             self._arm(now)
             return batches
         wakeup, armed_for = self._buffer.next_wakeup, self.timer.wakeup
-        # Most requests find the timer armed.
+        # For most requests, the timer is armed already.
         if armed_for is None or wakeup is None or wakeup < armed_for:
             self._arm(now)
         return ()
 
     def take_over(self, requests: Iterable[MemberRequest], *, now: float) -> None:
-        """Buffer what another strategy has buffered. The timer sends what is full by that."""
+        """Buffer the requests of another strategy. The timer sends full batches."""
         for request in requests:
             self._put(request, now)
         self._arm(now)
 
     def _put(self, request: MemberRequest, now: float) -> bool:
-        """Buffer a request; return whether there are enough for a full batch."""
+        """Buffer a request, and return whether there are enough for a full batch."""
         self._allowance.open()
         is_full = self._buffer.add(request, now=now)
         if is_full and self._limit.is_off and not self._is_static:
@@ -92,7 +92,7 @@ class PendingRequests:
         return is_full
 
     def wake_up(self, *, now: float) -> Sequence[Batch[MemberRequest]]:
-        """The timer has fired: return the batches to be sent, and arm it for what comes next."""
+        """Return the batches to send when the timer has fired, and arm it again."""
         batches = self._take_due(now)
         ahead_until = self._allowance.ahead_until
         if ahead_until is not None and ahead_until <= now:
@@ -103,20 +103,20 @@ class PendingRequests:
         return batches
 
     def _shrink(self, now: float, *, just_read_ahead: bool) -> None:
-        """Nothing is buffered: soon, other tasks can use the allowance."""
+        """Close the allowance of an empty buffer, or do so later if it was reading ahead."""
         if just_read_ahead:
             self.timer.arm(now + self.limits.flush_interval)
         else:
             self._allowance.close()
 
     def close(self) -> list[MemberRequest]:
-        """Return what is buffered, and forget it."""
+        """Empty the buffer and return its requests. Disarm the timer and close the allowance."""
         self.timer.disarm()
         self._allowance.close()
         return self._buffer.discard()
 
     def _take_full(self) -> list[Batch[MemberRequest]]:
-        """Return the full batches that the rate limit lets go."""
+        """Return the full batches that the rate limit allows."""
         batches = []
         while self._buffer.is_full and self._limit.allows():
             batch = self._buffer.take_full()
@@ -125,9 +125,9 @@ class PendingRequests:
         return batches
 
     def _take_due(self, now: float) -> list[Batch[MemberRequest]]:
-        """Return the full batches, and what has waited for its interval.
+        """Return the full batches, and the batch that has waited for its interval.
 
-        What the rate limit does not let go stays in the buffer, where the batch goes on filling.
+        A batch that the rate limit does not allow stays in the buffer and continues to fill.
         """
         batches = self._take_full()
         wakeup = self._buffer.next_wakeup
@@ -140,7 +140,7 @@ class PendingRequests:
         """Arm the timer for the next flush, or for the end of the read-ahead."""
         wakeup, ahead_until = self._buffer.next_wakeup, self._allowance.ahead_until
         if self._buffer.is_full or (wakeup is not None and wakeup <= now):
-            wakeup = now + self._limit.wait()  # It is held back.
+            wakeup = now + self._limit.wait()  # The rate limit delays it.
         if ahead_until is not None:
             wakeup = ahead_until if wakeup is None else min(wakeup, ahead_until)
         if wakeup is not None:

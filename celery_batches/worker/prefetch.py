@@ -1,18 +1,18 @@
-"""How many messages the broker may deliver ahead. Runs in the worker's main process.
+"""The prefetch count, in which a batch counts as one task. Runs in the worker's main process.
 
-A batch counts as one task against ``worker_prefetch_multiplier``, whose product with the number of
-processes is the worker's budget. Beyond it there is room for
+The worker's budget is the number of processes times ``worker_prefetch_multiplier``. A batch counts
+as one task against it. Beyond the budget, there is an allowance for
 
 * one whole batch of each task that is filling one, and
-* the other members of the batches on their way, of at most as many batches as the budget says.
+* the other members of the batches in the pool, for at most as many batches as the budget.
 
-A task that has just filled a batch is expected to fill more: these count as on their way before
-they are here. So the broker need not be told of each, and what it has sent ahead lasts while
-nothing comes from it, which may be for many milliseconds.
+After a full batch, the worker assumes that more follow, and counts these before they arrive. So it
+does not change the prefetch count for each batch. The broker can send messages ahead, which bridges
+pauses of many milliseconds.
 
-So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most, and a task
-that nothing comes in for takes no room. The broker is told of whole batches, never of single
-messages, and on AMQP without waiting for its answer.
+With one batch task, a worker holds at most ``(budget + 1) * flush_every`` messages. A task without
+messages has no allowance. The prefetch count changes by whole batches, never by single messages. On
+AMQP the worker does not wait for the reply.
 """
 
 from __future__ import annotations
@@ -40,17 +40,16 @@ __all__ = (
 logger = get_logger(__name__)
 
 TOO_MANY = (
-    "Task %s: flush_every is %d, and a broker can be told to deliver at most %d messages ahead: "
-    "batches will be flushed by flush_interval only. Lower flush_every, or set "
-    "worker_prefetch_multiplier = 0 (no limit)."
+    "Task %s: flush_every is %d, but a prefetch count is at most %d. Batches will be flushed by "
+    "flush_interval only. Lower flush_every, or set worker_prefetch_multiplier = 0 (no limit)."
 )
 
 
 class Charge:
-    """A batch on its way, which the budget is charged one task for.
+    """The charge of one task on the budget, for a batch in the pool.
 
     Arguments:
-        prefetch: The counter that is charged: that of the connection which its messages came on.
+        prefetch: The counter to charge, which is that of the connection of its messages.
         size: The number of its members.
     """
 
@@ -61,94 +60,93 @@ class Charge:
         self.size = size
 
     def refund(self) -> None:
-        """The broker counts the members of the batch no more. Again does nothing."""
+        """Refund the charge, since the messages are acknowledged. A second call does nothing."""
         self._prefetch.refund(self)
 
     def finish(self) -> None:
-        """The batch has ended, and with it what it is charged for. Again does nothing."""
+        """Refund the charge, since the batch has ended. A second call does nothing."""
         self._prefetch.finish(self)
 
 
 class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
-    """Celery's counter of one connection, ``consumer.qos``, with room for batches on top of it.
+    """Celery's counter of one connection, ``consumer.qos``, with an allowance for batches.
 
-    Its ``value`` stays Celery's alone: what grows and shrinks with the pool, with the messages that
-    wait for their ETA, and after a reconnect. The room is added when the broker is told.
+    Only Celery changes its ``value``: with the size of the pool, for messages that wait for their
+    ETA, and after a reconnect. The allowance is added when the prefetch count is sent.
 
     Arguments:
         counter: The counter that Celery has made for the connection.
-        budget: Returns how many tasks the worker may hold, 0 meaning that there is no limit.
-        tell: Tells the broker; by default, what Celery does so with.
+        budget: Returns how many tasks the worker may hold. 0 means no limit.
+        send: Sends a prefetch count to the broker. Defaults to Celery's own function.
     """
 
     def __init__(
         self,
         counter: QoS,
         budget: Callable[[], int],
-        tell: Callable[..., Any] | None = None,
+        send: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(tell or counter.callback, counter.value)
-        # `worker_eta_task_limit`, in Kombu 5.5 and newer: no limit for batches.
+        super().__init__(send or counter.callback, counter.value)
+        # kombu 5.5 and newer have it for `worker_eta_task_limit`. The allowance does not count.
         self.max_prefetch = getattr(counter, "max_prefetch", None)
         self._budget = budget
-        # Not kombu's own: Celery replaces that by one that locks nothing, and it is held while the
-        # broker is told. It can be taken again: a signal handler that stops the pool has callbacks
-        # run.
+        # Not kombu's mutex: Celery may replace it by one that locks nothing, and kombu holds it
+        # during I/O. It is reentrant, since a signal handler that stops the pool may run callbacks.
         self._lock = RLock()
-        self._told: int | None = None
+        self._sent: int | None = None
         self._filling = 0
-        #: The batches on their way, in the order in which they were sent.
+        #: The batches in the pool, in the order in which they were sent.
         self._charges: dict[Charge, int] = {}
-        #: The other members of a batch, for each task that full batches are expected of.
+        #: The other members of a batch, for each task from which full batches are expected.
         self._expected: list[int] = []
         #: Batches that have not ended, acknowledged or not.
         self._unfinished: set[Charge] = set()
 
     @property
     def total(self) -> int:
-        """What the broker may deliver, 0 meaning that there is no limit.
+        """The prefetch count with the allowance. 0 means no limit.
 
-        AMQP's prefetch count has 16 bits; kombu would let the broker deliver all it has beyond.
+        AMQP's prefetch count has 16 bits. For a larger value, kombu would set no limit.
         """
         value = int(self.value)
         if not 0 < value < PREFETCH_COUNT_MAX:
             return value
         with self._lock:
-            # Batches beyond the budget use up the room that there is.
+            # Batches beyond the budget get no allowance.
             batches = chain(self._charges.values(), cycle(self._expected))
-            on_their_way = sum(islice(batches, self._budget()))
-            return min(value + self._filling + on_their_way, int(PREFETCH_COUNT_MAX))
+            other_members = sum(islice(batches, self._budget()))
+            return min(value + self._filling + other_members, int(PREFETCH_COUNT_MAX))
 
     def set(self, pcount: int) -> int:
-        """Tell the broker, if that is news. As in kombu, ``prev`` is what it was set to last."""
+        """Send the prefetch count if it has changed. As in kombu, ``prev`` is the last value."""
         with self._mutex:
-            self.prev = self._told
-            self._told = super().set(self.total)
+            self.prev = self._sent
+            self._sent = super().set(self.total)
             with self._lock:
-                # Other threads, or what came in while the broker was told, may have changed it.
-                self.prev = self.value if self._told == self.total else None
+                # Other threads, or messages that arrived during `set`, may have changed it.
+                self.prev = self.value if self._sent == self.total else None
         return pcount
 
     def make_room(self, messages: int) -> None:
-        """Let the broker deliver that many more, or fewer if it is negative."""
+        """Change the allowance by so many messages."""
         with self._lock:
             self._filling += messages
-            self.prev = None  # So that the event loop tells the broker.
+            self.prev = None  # So that the event loop calls `set`.
 
     def expect(self, size: int) -> None:
-        """Count batches of that size as on their way before they are here, until further notice."""
+        """Count full batches of this size before they arrive, until `expect_no_more`."""
         with self._lock:
             self._expected.append(size - 1)
             self.prev = None
 
     def expect_no_more(self, size: int) -> None:
-        """Count them only when they are here again."""
+        """Stop counting batches that have not arrived yet."""
         with self._lock:
             self._expected.remove(size - 1)
             self.prev = None
 
     def charge(self, size: int) -> Charge:
-        """Charge a batch that is sent to the pool as one task."""
+        """Charge a batch in the pool as one task."""
         charge = Charge(self, size)
         with self._lock:
             self._unfinished.add(charge)
@@ -169,12 +167,12 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
             self._unfinished.discard(charge)
 
     def busy(self, reserved: int, buffered: int) -> int:
-        """Return how many tasks the worker has taken in that have not ended, a batch being one.
+        """Return the number of tasks that the worker has received and not ended. A batch is one.
 
         Arguments:
-            reserved: The requests that it has taken in.
-            buffered: Those among them that are not in a batch yet: they count for nothing, or two
-                batch tasks that share one process would not let each other fill.
+            reserved: The number of requests that it has received.
+            buffered: The number of these that are in buffers. They do not count. Otherwise two
+                batch tasks that share one process could keep each other from filling.
         """
         with self._lock:
             members = sum(charge.size for charge in self._unfinished)
@@ -182,20 +180,20 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
 
 
 def prefetch_of(consumer: Consumer) -> Prefetch | None:
-    """Return the consumer's counter, if it is one that has room for batches."""
+    """Return the consumer's counter, if it has an allowance for batches."""
     return consumer.qos if isinstance(consumer.qos, Prefetch) else None
 
 
 def warn_of_prefetch_limit(task_name: str, flush_every: int, budget: int) -> None:
-    """Warn if a batch of the task cannot fill, since no broker delivers so many messages ahead."""
+    """Warn if a batch of the task cannot fill, since the prefetch count cannot be so large."""
     if budget and flush_every > PREFETCH_COUNT_MAX:
         logger.warning(TOO_MANY, task_name, flush_every, PREFETCH_COUNT_MAX)
 
 
 def count_batches_as_one(consumer: Any, buffered: Callable[[], int]) -> None:
-    """Have ``worker_disable_prefetch`` count a batch as one task, like the prefetch budget does.
+    """Make ``worker_disable_prefetch`` count a batch as one task, like the prefetch budget.
 
-    The limit is Celery's, what it is compared with is ours.
+    The limit is Celery's. This package counts the batches.
 
     Arguments:
         consumer: The worker's consumer.

@@ -1,7 +1,7 @@
-"""From the buffer to the pool, by way of the task. Runs in the worker's main process.
+"""Sends batches to the pool, through ``task.flush``. Runs in the worker's main process.
 
-A batch goes through ``task.flush``, which a subclass may override: what it passes on is sent to the
-pool, and the `Accounts` answer for the rest.
+A subclass may override ``flush``. The requests that it passes on go to the pool. The `Accounts`
+account for the rest.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ FLUSH_RAISED = (
 class BatchSender:
     """Sends the batches of one strategy to the pool.
 
-    It is called without the lock of the strategy: the solo pool runs the body at once, and that of
-    gevent waits until it has room.
+    Call it without the lock of the strategy. The solo pool runs the body at once, and the gevent
+    pool waits until it has room.
 
     Arguments:
         task: The batch task.
@@ -60,22 +60,22 @@ class BatchSender:
         self._task = task
         self._consumer = consumer
         self._strategy = strategy
-        #: Shared with what comes after: an override of `flush` may keep requests for longer.
+        #: Shared with the next sender, since an override of `flush` may keep requests for longer.
         self.accounts: Accounts = old.accounts if old is not None else Accounts(task.name)
-        #: The batches of this connection that the pool has, or that wait there, by id. Adding one
-        #: and listing all are one step each, whatever thread does so.
+        #: The batches of this connection that run or wait in the pool, by id. Adding one and
+        #: listing all are atomic, so any thread may do so.
         self._jobs: WeakValueDictionary[str, BatchJob] = WeakValueDictionary()
 
     def share_jobs(self, old: BatchSender) -> None:
-        """Answer for the batches of another sender, which are of the same connection."""
+        """Share the batches of another sender of the same connection."""
         self._jobs = old._jobs
 
     def flush(self, batch: Batch[MemberRequest]) -> None:
-        """Have the task flush a batch; then account for each request that it has not passed on."""
+        """Call ``task.flush``, and then account for each request that it has not passed on."""
         try:
             self._task.flush(batch)
         except Exception as exc:
-            # It must not be blamed on the message that happened to fill the batch.
+            # Raised further, Celery would reject the message that has filled the batch.
             self._on_error(batch, exc)
         else:
             lost = self._strategy.lost
@@ -101,7 +101,7 @@ class BatchSender:
         """Send requests to the pool as one batch.
 
         Raises:
-            ValueError: If the arguments for the body hold requests that are none of these.
+            ValueError: If the arguments for the body hold other requests than these.
         """
         args = BodyArguments(self._task.name, body_args, requests) if body_args else None
         self._send(requests, args)
@@ -119,7 +119,7 @@ class BatchSender:
             raise
 
     def _job(self, members: Requests, requests: Requests, args: BodyArguments | None) -> BatchJob:
-        # What left the buffer together is not looked at one by one.
+        # The requests of a `Batch` have left the buffer together, so they need no check.
         is_mixed = type(requests) is not Batch and any(
             request.strategy is not self._strategy for request in members
         )
@@ -135,10 +135,10 @@ class BatchSender:
         )
 
     def release_waiting(self) -> None:
-        """The connection is lost: release the batches that the pool has not started on.
+        """Release the batches that the pool has not started, since the connection is lost.
 
-        The broker delivers their messages again, but not those that were left out at first, and so
-        acknowledged: these are sent once more.
+        The broker redelivers their messages. Requests that were left out first are acknowledged, so
+        the broker does not have them. These are sent to the pool again.
         """
         for reference in self._jobs.valuerefs():
             job = reference()
@@ -157,13 +157,13 @@ class BatchSender:
             self._send(ours, job.body_args)
 
     def _ours_unless_lost(self, requests: Requests) -> Requests:
-        """Do as `_still_ours`, of requests that the strategy has buffered."""
+        """Do the same as `_still_ours`, for requests of this strategy only."""
         return requests if self._strategy.lost is None else self._still_ours(requests)
 
     def _still_ours(self, requests: Requests) -> Requests:
-        """Return those of a batch that may run, and release those whose connection is lost.
+        """Return the requests that may run, and release those whose connection is lost.
 
-        A request that was left out is acknowledged: the broker will not deliver it again.
+        A request that was left out may run, since it is acknowledged and not redelivered.
         """
         ours = []
         for request in reversed(requests):
@@ -176,13 +176,13 @@ class BatchSender:
 
 
 def sender_for(task_name: str, requests: Sequence[Any]) -> BatchSender:
-    """Return what can send these requests to the pool as a batch of this task.
+    """Return the sender that can send these requests as a batch of this task.
 
     Raises:
-        ValueError: If they are not all requests that a worker has buffered for the task.
+        ValueError: If a worker has not buffered all these requests for the task.
     """
     found: list[BatchStrategy] = []
-    # What left the buffer together is not looked at one by one.
+    # The requests of a `Batch` have left the buffer together, so one check is enough.
     for request in requests[:1] if type(requests) is Batch else requests:
         strategy = getattr(request, "strategy", None)
         if strategy is None:
@@ -198,5 +198,5 @@ def sender_for(task_name: str, requests: Sequence[Any]) -> BatchSender:
                 f"{strategy.task.name}; use {strategy.task.name}.flush() for these"
             )
         found.append(strategy)
-    # Requests that were kept for longer may be those of an older connection.
+    # Requests that an override has kept may be of an older connection.
     return next((strategy for strategy in found if strategy.lost is None), found[0]).sender

@@ -1,19 +1,18 @@
 """Buffers the requests of one task on one connection. Runs in the worker's main process.
 
-Celery calls a task's strategy once for each connection to the broker. What `BatchStrategy` holds
-belongs to that connection: when it is lost, the broker delivers the messages again.
+Celery makes a task's strategy once for each connection to the broker. The buffer of a
+`BatchStrategy` belongs to that connection. When it is lost, the broker redelivers the messages.
 
 A strategy ends in one of two ways. `retire`: its connection is lost, or the worker stops.
 `hand_over`: the tasks were reloaded on the same connection, and the new strategy gets the buffer.
-To `release` a request means that it will not run from here, and that the broker delivers it again.
+To `release` a request means that it does not run in this worker, and that the broker redelivers it.
 
-The consumer (`on_message`, `reserve`, `hand_over`, `retire`) and the timer (`_on_timer`, and `add`
-for requests with an ETA) enter here, on threads that depend on the pool. The lock guards all that
-changes here, and the token bucket of the rate limit. Under it there is no I/O and no code of the
-user. The mutex of the worker's timer and the lock of the prefetch count are taken under it, never
-the other way round; `hand_over` holds two, that of the older strategy first. "Threads and locks" in
-``docs/architecture.rst`` has the table of threads, and says why what may come in between does no
-harm.
+The consumer calls `on_message`, `reserve`, `hand_over` and `retire`. The timer calls `_on_timer`,
+and `add` for requests with an ETA. Their threads depend on the pool. The lock guards all state
+here, and the token bucket of the rate limit. Under the lock there is no I/O and no code of the
+user. The mutex of the worker's timer and the lock of the prefetch count are taken after it, never
+before. `hand_over` holds two locks, that of the older strategy first. "Threads and locks" in
+``docs/architecture.rst`` has the table of threads and the possible races.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ logger = get_logger(__name__)
 
 
 class BatchStrategy:
-    """Buffers the requests of one batch task on one connection, and has batches sent to the pool.
+    """Buffers the requests of one batch task on one connection, and sends batches to the pool.
 
     Arguments:
         task: The batch task.
@@ -81,24 +80,24 @@ class BatchStrategy:
         self._reserved = 0
         self._retired = False
         self._requeues = False
-        #: The strategy that has the buffer now, if the connection goes on.
+        #: The strategy that has taken over the buffer, if the connection is still open.
         self._successor: BatchStrategy | None = None
         task.Request = member_class(task.Request)
         self._receive = default_strategy(
             task,
             app,
             BufferingConsumer(consumer, self.add, task, self.options),
-            # One line for each batch is enough: single requests are for those who debug.
+            # INFO has one line for each batch. Lines for single requests are for debugging.
             info=logger.debug,
         )
 
     @property
     def buffered(self) -> int:
-        """How many requests are not on their way to the pool yet."""
+        """The number of buffered requests."""
         return len(self._pending)
 
     def reserve(self, batches: int) -> None:
-        """Let the broker deliver that many batches, where it cannot be told of more later."""
+        """Set an allowance of so many batches, if the prefetch count cannot change later."""
         self._reserved = batches
         self._pending.reserve(batches)
 
@@ -110,15 +109,15 @@ class BatchStrategy:
         reject: Callable[..., Any],
         callbacks: Sequence[Callable[[MemberRequest], Any]],
     ) -> Any:
-        """Take in a message (Celery's interface of a strategy).
+        """Handle a message, with the signature of Celery's strategies.
 
         Raises:
-            celery.exceptions.InvalidTaskError: If it is malformed. Celery rejects it then.
+            celery.exceptions.InvalidTaskError: If it is malformed. Celery then rejects it.
         """
         if self._successor is not None:
             return self._successor.on_message(message, body, ack, reject, callbacks)
         if message.body is None:
-            message.body = b""  # Celery's line in the log says how long it is.
+            message.body = b""  # Celery logs its length.
         try:
             check_message(message, body)
             if "lean_promises" in self._shortcuts:
@@ -130,20 +129,20 @@ class BatchStrategy:
             raise InvalidTaskError(f"{type(exc).__name__}: {exc}") from exc
 
     def add(self, request: MemberRequest) -> None:
-        """Put a request that is ready to run into the buffer."""
+        """Buffer a request that is ready to run."""
         if request.acknowledged:
-            # Celery (before 5.7) has rejected it as malformed, and goes on.
+            # Celery before 5.7 rejects a malformed request and passes it on anyway.
             worker_state.task_ready(request)
             return
-        limits = self.options.read()  # Without the lock: a property is the user's code.
+        limits = self.options.read()  # Outside of the lock, since a property runs code of the user.
         if limits is not self._pending.limits:
             self._change(limits)
         with self._lock:
-            over = self._is_over
-            if not over:
+            is_over = self._is_over
+            if not is_over:
                 request.strategy = self
                 batches = self._pending.add(request, now=monotonic())
-        if not over:
+        if not is_over:
             for batch in batches:
                 self.sender.flush(batch)
         elif self._successor is not None:
@@ -153,14 +152,14 @@ class BatchStrategy:
 
     @property
     def _is_over(self) -> bool:
-        """Whether it takes in no more.
+        """Whether this strategy has ended, and buffers no more requests.
 
         With greenlets, a timer can fire before the bootstep is notified of a lost connection.
         """
         return self._retired or self.consumer.connection is not self.connection
 
     def _change(self, limits: Limits) -> None:
-        """Flush by these limits from now on: an option of the task has been set."""
+        """Use these limits from now on, since an option of the task has changed."""
         with self._lock:
             if not self._retired:
                 self._pending.change(limits)
@@ -186,7 +185,7 @@ class BatchStrategy:
             self.sender.flush(batch)
 
     def hand_over(self, to: BatchStrategy) -> None:
-        """End it: Celery has another strategy for the task from now on."""
+        """End this strategy, and pass its buffer to the one that replaces it."""
         if to.connection is not self.connection:
             self.retire()
             return
@@ -196,46 +195,46 @@ class BatchStrategy:
                 to._take_over(self._close(successor=to), self._reserved)
 
     def _take_over(self, requests: Sequence[MemberRequest], reserved: int) -> None:
-        """Take in what another strategy has buffered. Called under the lock."""
+        """Buffer the requests of another strategy. Called under the lock."""
         if reserved:
             self.reserve(reserved)
         for request in requests:
             request.strategy = self
-        # Full batches are for the timer to send: Celery does not know this strategy yet, and
-        # sending may block.
+        # The timer sends full batches. Celery does not have this strategy yet, and sending may
+        # block.
         self._pending.take_over(requests, now=monotonic())
 
     def retire(self, *, requeue: bool = False) -> list[MemberRequest]:
-        """End it, with the connection: nothing that is buffered here will run from here.
+        """End this strategy with its connection, and release the buffered requests.
 
         Arguments:
-            requeue: Whether to send it back to the broker now, since the connection goes on for a
+            requeue: Whether to requeue the messages now, since the connection stays open for a
                 while.
 
         Returns:
-            What was in the buffer.
+            The requests that were in the buffer.
         """
         with self._lock:
             self._requeues = requeue
             requests = [] if self._retired else self._close()
-        # The newest first, so that the oldest is the first to be delivered again.
+        # The newest first, so that the broker redelivers the oldest first.
         for request in reversed(requests):
             self.release(request)
         return requests
 
     def _close(self, successor: BatchStrategy | None = None) -> list[MemberRequest]:
-        """Take in no more, and return what is buffered. Called under the lock."""
+        """Close and empty the buffer, and return its requests. Called under the lock."""
         self._successor = successor
-        # Last, since other threads look at it without the lock, and then at the rest.
+        # Set last, since other threads read it without the lock before they read the successor.
         self._retired = True
         return self._pending.close()
 
     @property
     def lost(self) -> BatchStrategy | None:
-        """The last strategy that this one was handed over to, if its connection is lost.
+        """The last successor of this strategy if its connection is lost, or None.
 
-        Without the lock: a signal handler that stops the pool may come here while its own thread
-        has it.
+        This does not take the lock. A signal handler that stops the pool may call it while its own
+        thread has the lock.
         """
         strategy = self
         while strategy._is_over:
@@ -245,10 +244,10 @@ class BatchStrategy:
         return None
 
     def release(self, request: MemberRequest) -> None:
-        """Release a request: the broker delivers it again."""
+        """Release a request, so that the broker redelivers it."""
         worker_state.task_ready(request)
         if self._requeues:
-            # Now: the event loop that it would be left to has ended.
+            # Reject directly, since the event loop that would do it has ended.
             request.on_reject = request.message.reject_log_error
             request.reject(requeue=True)
 

@@ -11,14 +11,14 @@ __all__ = ("FlushTimer",)
 
 
 class FlushTimer:
-    """Wakes a strategy up. Every method is called under the lock of the strategy.
+    """Wakes a strategy up. The strategy calls every method under its lock.
 
-    A timer that fires too early finds nothing to do and is armed again. So there is never more than
-    one, and a flush by size need not touch it.
+    A timer that fires too early does nothing and is armed again. So there is never more than one
+    entry, and a flush by size does not touch it.
 
     Arguments:
-        consumer: The worker's consumer, whose timer it uses.
-        on_wakeup: Called with the time that it was armed for.
+        consumer: The worker's consumer. Its timer is used.
+        on_wakeup: Called with the time for which the timer was armed.
     """
 
     __slots__ = ("_consumer", "_entry", "_on_wakeup", "wakeup")
@@ -27,11 +27,11 @@ class FlushTimer:
         self._consumer = consumer
         self._on_wakeup = on_wakeup
         self._entry: Any = None
-        #: When it will fire, or None while it is not armed.
+        #: The time at which it fires, or None while it is not armed.
         self.wakeup: float | None = None
 
     def arm(self, wakeup: float) -> None:
-        """Have it fire at this time, or earlier if it is armed for an earlier one."""
+        """Arm the timer for this time, unless it is armed for an earlier one."""
         if self.wakeup is not None and self.wakeup <= wakeup:
             return
         self.disarm()
@@ -39,13 +39,13 @@ class FlushTimer:
         self._entry = self._consumer.timer.call_at(wakeup, self._on_wakeup, (wakeup,))
 
     def disarm(self) -> None:
-        """Have it not fire. It may fire all the same, if it is about to: see `fire`."""
+        """Disarm the timer. It may still fire if it was about to: see `fire`."""
         entry, self._entry, self.wakeup = self._entry, None, None
         if entry is not None:
             self._consumer.timer.cancel(entry)
 
     def fire(self, armed_for: float) -> bool:
-        """Note that it fires; return False if it was disarmed or armed anew a moment too late."""
+        """Record that the timer fires. Return False if it was disarmed or armed again before."""
         if armed_for != self.wakeup:
             return False
         self._entry = self.wakeup = None

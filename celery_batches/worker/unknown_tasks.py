@@ -1,4 +1,4 @@
-"""Messages that are for no task that the worker has. Runs in the worker's main process."""
+"""Refuses messages for unknown tasks. Runs in the worker's main process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 
 class RefusingConsumer(Protocol):
-    """The worker's consumer, as far as it refuses messages."""
+    """The part of the worker's consumer that refuses messages."""
 
     strategies: dict[str, Any]
     connection_errors: tuple[type[BaseException], ...]
@@ -27,12 +27,12 @@ class RefusingConsumer(Protocol):
 
 
 class Strategies(dict[str, Any]):
-    """The worker's strategies, by name of task: it also knows what to do with any other name.
+    """The worker's strategies, by name of task. For any other name, it refuses the message.
 
-    Such a message never comes to a batch task. It has to be stopped here, since in Celery (5.7 and
-    before) a name that is not hashable, or an unknown task without an id, ends the worker: with
-    it what is buffered is delivered again, and the message too, to end the next worker. The table
-    is where Celery looks first, and ``Consumer.Strategies`` says that it may be of any class.
+    In Celery (5.7 and older), two kinds of messages stop the worker: one whose task name is not
+    hashable, and one for an unknown task without an id. The broker then redelivers the buffered
+    messages, and this message too, which stops the next worker. Celery looks up each name here
+    first, and ``Consumer.Strategies`` allows any class.
 
     Arguments:
         consumer: The worker's consumer.
@@ -49,15 +49,15 @@ class Strategies(dict[str, Any]):
             return partial(self._refuse, exc)
 
     def _refuse(self, reason: Exception, message: Message, *_: Any) -> None:
-        """Have Celery say that it does not know the task."""
+        """Refuse a message as Celery does for an unknown task."""
         if message.body is None:
-            message.body = b""  # Celery's line in the log says how long it is.
+            message.body = b""  # Celery logs its length.
         if isinstance(reason, TypeError):
             raise InvalidTaskError("the name of a task must be a string") from reason
         try:
             self._consumer.on_unknown_task(None, message, reason)
         except MALFORMED_MESSAGE_ERRORS as exc:
-            # The line is in the log by now.
-            logger.debug("Cannot tell the caller of an unknown task: %r", exc, exc_info=True)
+            # Celery has written its log line before the error.
+            logger.debug("Cannot notify the caller of an unknown task: %r", exc, exc_info=True)
             if not message.acknowledged:
                 message.reject_log_error(logger, self._consumer.connection_errors)

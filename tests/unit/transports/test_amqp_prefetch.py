@@ -9,7 +9,7 @@ import amqp
 import pytest
 
 from celery_batches.core.shortcuts import SHORTCUTS
-from celery_batches.transports.amqp_prefetch import without_waiting
+from celery_batches.transports.amqp_prefetch import prefetch_sender
 from celery_batches.worker.bootstep import BatchesStep
 from kit.consumer import FakeConsumer
 
@@ -39,7 +39,7 @@ def consumer_on(channel: Any, *, global_: bool = True) -> Any:
 
 def test_an_amqp_broker_is_told_what_py_amqp_tells_it_and_not_waited_for() -> None:
     consumer = consumer_on(channel := Channel())
-    tell = without_waiting(consumer)
+    tell = prefetch_sender(consumer)
     assert tell is not None
     tell(7)
     channel.basic_qos(0, 7, True)
@@ -56,20 +56,20 @@ def test_brokers_that_are_told_in_celerys_way() -> None:
         def basic_qos(self, *args: Any, **options: Any) -> None:
             """Do something else."""
 
-    assert without_waiting(consumer_on(Channel())) is not None
+    assert prefetch_sender(consumer_on(Channel())) is not None
     for consumer in (
         consumer_on(SimpleNamespace()),
         consumer_on(Own()),
         consumer_on(Channel(), global_=False),
     ):
-        assert without_waiting(consumer) is None
+        assert prefetch_sender(consumer) is None
 
 
 @pytest.mark.parametrize("missing", ["Basic", "Qos"])
 def test_a_py_amqp_that_is_not_as_known(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     """Celery's way does not break with it."""
     monkeypatch.delattr(amqp.spec if missing == "Basic" else amqp.spec.Basic, missing)
-    assert without_waiting(consumer_on(Channel())) is None
+    assert prefetch_sender(consumer_on(Channel())) is None
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -221,7 +221,7 @@ def test_a_batch_that_cannot_fill_any_more(worker: BatchWorker, caplog: Any) -> 
     send(worker, 2)
     (line,) = [r.getMessage() for r in caplog.records]
     assert "unit.click" in line
-    assert "at most 13" in line
+    assert "allows 13 messages" in line
     assert worker.consumer.qos.total == 4 + 9, "the broker cannot be told"
 
 
