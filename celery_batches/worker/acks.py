@@ -13,14 +13,25 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from threading import local
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vine import promise
 
 from ..core.shortcuts import SHORTCUTS, Shortcut
 from ..transports.bulk_acks import acknowledge_in_bulk
 
+if TYPE_CHECKING:
+    from logging import Logger
+
+    from kombu import Message
+
 __all__ = ("DeferredAck", "LeanPromise", "collect_acks")
+
+#: The errors of a connection, which kombu logs and does not raise.
+Errors: TypeAlias = "tuple[type[Exception], ...]"
+
+#: The function, the argument and the error callback of a promise.
+PromiseParts: TypeAlias = "tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any] | None]"
 
 
 class _Collection(local):
@@ -45,9 +56,9 @@ class LeanPromise:
 
     __slots__ = ("_call", "_on_error", "_promise", "_soon")
 
-    def __init__(self, given: Any) -> None:
+    def __init__(self, given: promise) -> None:
         parts = _parts_of(given)
-        self._promise: Any = given
+        self._promise: promise | None = given
         if parts is not None:
             self._promise = None
             self._soon, self._call, self._on_error = parts
@@ -59,13 +70,15 @@ class LeanPromise:
         """Call the promise."""
         return self._full_promise()(*args)
 
-    def _full_promise(self) -> Any:
+    def _full_promise(self) -> promise:
         if self._promise is None:
             self._promise = promise(self._soon, (self._call,), on_error=self._on_error)
         return self._promise
 
 
-def _parts_of(given: Any) -> tuple[Any, Any, Any] | None:
+def _parts_of(
+    given: promise,
+) -> PromiseParts | None:
     """Return function, argument and error callback of a promise, or None if it has a listener."""
     try:
         if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
@@ -85,11 +98,11 @@ class DeferredAck(LeanPromise):
 
     __slots__ = ("errors", "logger", "shortcuts")
 
-    def __init__(self, given: Any, shortcuts: Collection[Shortcut] = SHORTCUTS) -> None:
+    def __init__(self, given: promise, shortcuts: Collection[Shortcut] = SHORTCUTS) -> None:
         super().__init__(given)
         self.shortcuts = shortcuts
 
-    def __call__(self, logger: Any, errors: Any) -> Any:
+    def __call__(self, logger: Logger, errors: Errors) -> Any:
         """Acknowledge now, or defer to the enclosing `collect_acks`."""
         if self._promise is not None:
             return super().__call__(logger, errors)
@@ -101,7 +114,7 @@ class DeferredAck(LeanPromise):
         collected.append(self)
         return None
 
-    def _acknowledge_now(self, call: Any, logger: Any, errors: Any) -> Any:
+    def _acknowledge_now(self, call: Callable[..., Any], logger: Logger, errors: Errors) -> Any:
         return self._soon(_acknowledge, [self])
 
     @property
@@ -116,7 +129,7 @@ class DeferredAck(LeanPromise):
         return getattr(getattr(self.soon, "__self__", None), "hub", None) is not None
 
     @property
-    def message(self) -> Any:
+    def message(self) -> Message | None:
         """The message to acknowledge, or None if the promise is not a method of a message."""
         return getattr(self._call, "__self__", None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 from kombu.common import ignore_errors
@@ -19,6 +19,10 @@ from .prefetch import (
 from .strategy import BatchStrategy, strategy_of
 from .unknown_tasks import Strategies
 
+if TYPE_CHECKING:
+    from celery.worker.consumer import Consumer
+    from kombu.asynchronous import Hub
+
 __all__ = ("BatchesStep",)
 
 
@@ -31,7 +35,7 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
     label = "batches"
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    def __init__(self, c: Any, **kwargs: Any) -> None:
+    def __init__(self, c: Consumer, **kwargs: Any) -> None:
         """Refuse an invalid setting before the worker starts.
 
         Raises:
@@ -41,7 +45,7 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         self._shortcuts = enabled_shortcuts(c.app.conf)
         super().__init__(c, **kwargs)
 
-    def start(self, c: Any) -> None:
+    def start(self, c: Consumer) -> None:
         """Replace the prefetch counter of Celery's step by one with an allowance for batches."""
         if type(c.strategies) is dict:  # A subclass may have its own `Consumer.Strategies`.
             c.strategies = Strategies(c)
@@ -58,16 +62,16 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         # Celery starts to consume after this step.
         c.qos.update()
 
-    def register_with_event_loop(self, c: Any, hub: Any) -> None:
+    def register_with_event_loop(self, c: Consumer, hub: Hub) -> None:
         """Read many messages in each turn of the event loop."""
         if "amqp_reader" in self._shortcuts:
             read_many(c, hub)
 
-    def info(self, c: Any) -> dict[str, Any]:
+    def info(self, c: Consumer) -> dict[str, Any]:
         """Return the entry of ``inspect stats``: the prefetch count with the allowance."""
         return {"prefetch_count": c.qos.total} if prefetch_of(c) else {}
 
-    def stop(self, c: Any) -> None:
+    def stop(self, c: Consumer) -> None:
         """Retire every strategy, so that buffered messages go back to the broker.
 
         When the connection is lost, the broker requeues them itself. When the worker stops, the
@@ -87,6 +91,6 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
             if not stopping:
                 strategy.sender.release_waiting()
 
-    def _strategies(self, c: Any) -> list[BatchStrategy]:
+    def _strategies(self, c: Consumer) -> list[BatchStrategy]:
         found = [strategy_of(c, name) for name in list(c.strategies)]
         return [strategy for strategy in found if strategy is not None]

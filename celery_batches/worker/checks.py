@@ -56,7 +56,7 @@ def check_message(message: Message, body: Any) -> None:
         _check_depth([payload, message.headers])
 
 
-def _is_usual(payload: Any) -> bool:
+def _is_usual(payload: object) -> bool:
     """Whether the payload is a list of args, kwargs and embed, as in nearly every message."""
     if type(payload) is not list or len(payload) != 3:
         return False
@@ -85,36 +85,36 @@ def _check_payload(payload: Any, headers: Any, body: Any) -> Any:
     return headers
 
 
-def _are_time_limits(value: Any) -> bool:
+def _are_time_limits(value: object) -> bool:
     if value in NO_LIMITS:
         return True
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_time_limit, value))
 
 
-def _is_time_limit(value: Any) -> bool:
+def _is_time_limit(value: object) -> bool:
     return value is None or (isinstance(value, Real) and isfinite(value) and float(value) >= 0)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     """Whether it can be a key in a result backend, and can be logged."""
     return isinstance(value, str) and (value.isascii() or bool(value.encode()))
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 0
 
 
-def _are_names(value: Any) -> bool:
+def _are_names(value: object) -> bool:
     return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
 
 
-def _are_stamps(value: Any) -> bool:
+def _are_stamps(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
 #: The valid values of optional headers. A wrong value would harm the other requests: the worker
 #: counts names, compares stamps, and gives the batch the tightest limit of its requests.
-HEADERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+HEADERS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("shadow", _is_text, "a string"),
     ("timelimit", _are_time_limits, "a list of the hard and the soft limit, in seconds"),
     ("retries", _is_count, "a number"),
@@ -154,7 +154,7 @@ def _are_flat(headers: Mapping[str, Any]) -> bool:
     return True
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     """Refuse a value that cannot be pickled, since its whole batch could not be sent."""
     for _ in range(MARGIN):
         value = [value]
@@ -164,5 +164,5 @@ def _check_depth(value: Any) -> None:
         raise InvalidTaskError(f"it cannot be sent to the pool: {exc!r}") from exc
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return type(value).__name__

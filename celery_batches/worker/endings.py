@@ -97,7 +97,7 @@ class BatchEndings:
         self._finish()
 
     @collect_acks()
-    def on_failure(self, exc_info: Any) -> None:
+    def on_failure(self, exc_info: ExceptionInfo) -> None:
         """Notify the requests that the pool could not run the batch, or lost its process."""
         if not self.requests:
             return
@@ -169,7 +169,7 @@ class BatchEndings:
             reason = "Its process was ended to terminate another request of the batch."
             self._on_lost(error_info(WorkerLostError(reason)), lost)
 
-    def _on_lost(self, exc_info: Any, requests: Sequence[MemberRequest]) -> None:
+    def _on_lost(self, exc_info: ExceptionInfo, requests: Sequence[MemberRequest]) -> None:
         """Notify these requests that their process was lost, and with it their outcomes."""
         logger.error(
             "Batch %s[%s] of %d requests was lost: %s",

@@ -8,7 +8,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
@@ -44,8 +44,8 @@ class FlushOptions:
     def __init__(self, task: BatchTask, last: FlushOptions | None = None) -> None:
         self._task = task
         self.limits: Limits = DEFAULTS if last is None else last.limits
-        self._every: Any = NOT_READ
-        self._interval: Any = NOT_READ
+        self._every: object = NOT_READ
+        self._interval: object = NOT_READ
         #: The last logged reason for each option.
         self.refused: dict[str, str] = {} if last is None else last.refused
         self.read()
@@ -63,7 +63,7 @@ class FlushOptions:
             self._change(every, interval)
         return self.limits
 
-    def _change(self, every: Any, interval: Any) -> None:
+    def _change(self, every: object, interval: object) -> None:
         last = self.limits
         limits = Limits(
             self._check("flush_every", check_flush_every, every, last.flush_every),
@@ -72,7 +72,7 @@ class FlushOptions:
         if limits != last:
             self.limits = limits
 
-    def _check(self, option: str, check: Callable[[str, Any], T], value: Any, last: T) -> T:
+    def _check(self, option: str, check: Callable[[str, object], T], value: object, last: T) -> T:
         try:
             return check(self._task.name, value)
         except ImproperlyConfigured as exc:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from celery.app.base import Celery
     from celery.app.task import Context
     from kombu import Connection
@@ -37,8 +39,8 @@ class BatchTask(Protocol):
     soft_time_limit: float | None
     Request: type | str
     request_stack: Stack
-    flush_every: Any
-    flush_interval: Any
+    flush_every: int
+    flush_interval: float | timedelta
 
     @property
     def backend(self) -> Any:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import chain, cycle, islice
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
@@ -28,6 +28,9 @@ from kombu.common import PREFETCH_COUNT_MAX, QoS
 
 from ..transports.redis_prefetch import limit_consumption
 from .interfaces import Consumer
+
+if TYPE_CHECKING:
+    from celery.worker.consumer import Consumer as WorkerConsumer
 
 __all__ = (
     "Charge",
@@ -190,7 +193,7 @@ def warn_of_prefetch_limit(task_name: str, flush_every: int, budget: int) -> Non
         logger.warning(TOO_MANY, task_name, flush_every, PREFETCH_COUNT_MAX)
 
 
-def count_batches_as_one(consumer: Any, buffered: Callable[[], int]) -> None:
+def count_batches_as_one(consumer: WorkerConsumer, buffered: Callable[[], int]) -> None:
     """Make ``worker_disable_prefetch`` count a batch as one task, like the prefetch budget.
 
     The limit is Celery's. This package counts the batches.
