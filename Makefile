@@ -17,7 +17,7 @@ JOBS = 3
 help:
 	@echo "make demo     see it work: one worker, one batch task, what it saves"
 	@echo "make test     all checks: lint, types, package, tests, coverage, docs"
-	@echo "make lint     ruff, the changelog fragments, and the files for pre-commit and devcontainers"
+	@echo "make lint     ruff, imports between rooms, the changelog fragments, and the files for pre-commit and devcontainers"
 	@echo "make types    mypy --strict"
 	@echo "make dist     sdist and wheel in dist/, checked"
 	@echo "make docs     the documentation, in docs/_build/html"
@@ -52,6 +52,7 @@ test: lint types installed peers
 lint: $(VENV)/tools.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/towncrier build --draft --version unreleased >/dev/null
 	$(BIN)/pre-commit validate-config
 	$(BIN)/check-json .devcontainer/devcontainer.json

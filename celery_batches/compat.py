@@ -9,11 +9,15 @@ from typing import Any
 from celery import Task
 from celery.result import EagerResult
 
+try:
+    from celery.utils.quorum_queues import detect_quorum_queues
+except ImportError:  # Celery 5.4 and older.
+    detect_quorum_queues = None
+
 __all__ = (
     "TIMEOUT_IS_FAILURE",
-    "disables_prefetch",
+    "counts_for_new_consumers",
     "eager_result",
-    "has_static_prefetch",
     "is_pydantic",
     "publish",
 )
@@ -50,25 +54,15 @@ def is_pydantic(body: Any) -> bool:
     return hasattr(body, "__wrapped__") and bool(module == "celery.app.base")
 
 
-def has_static_prefetch(consumer: Any) -> bool:
-    """Whether the broker cannot be told another prefetch count once messages are asked for.
+def counts_for_new_consumers(consumer: Any) -> bool:
+    """Whether Celery has found that a prefetch count is for new consumers of a channel only.
 
     That is so with RabbitMQ's quorum queues, which Celery 5.5 and newer detect.
     """
-    if consumer.connection.transport.driver_type != "amqp":
-        return False
     is_global = getattr(consumer, "qos_global", None)
     if is_global is not None:  # Celery 5.7 and newer keep what they have found out.
         return not is_global
-    try:
-        from celery.utils.quorum_queues import detect_quorum_queues
-    except ImportError:
+    if detect_quorum_queues is None:
         return False
     wanted = consumer.app.conf.worker_detect_quorum_queues
     return bool(wanted and detect_quorum_queues(consumer.app, "amqp")[0])
-
-
-def disables_prefetch(consumer: Any) -> bool:
-    """Whether the worker takes in only what a process is free for: on Redis, Celery 5.6 and up."""
-    wanted = consumer.app.conf.get("worker_disable_prefetch", False)
-    return bool(wanted) and consumer.connection.transport.driver_type == "redis"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
 from celery._state import _task_stack
@@ -15,7 +16,11 @@ from .core.context_keys import CONTEXT_KEYS
 from .core.outcomes import Done, Failed, Ignored, Outcome, Rejected, Retried
 from .pool.endings import STATES
 from .pool.run import BatchRun
+from .pool.settle import Applied
 from .request import SimpleRequest
+
+if TYPE_CHECKING:
+    from .task import Batches
 
 __all__ = ("apply_eagerly",)
 
@@ -24,15 +29,14 @@ EAGER_KEYS = CONTEXT_KEYS | {"headers"}
 
 
 def apply_eagerly(
-    task: Any,
+    task: Batches,
     task_id: str,
-    args: Any,
-    kwargs: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    context: dict[str, Any],
     *,
-    propagate: bool,
-    loglevel: int | None,
-    logfile: str | None,
-    **context: Any,
+    throw: bool | None,
+    **log: Any,
 ) -> EagerResult:
     """Run a call of a batch task as a batch of one, which goes by the id of the call.
 
@@ -41,27 +45,18 @@ def apply_eagerly(
         task_id: Id of the call.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
-        propagate: Whether to raise what the body raises.
-        loglevel: For ``task.request.loglevel``.
-        logfile: For ``task.request.logfile``.
-        **context: What else there is to know of the call, as the headers of a message say it.
+        context: What else there is to know of the call, as the headers of a message say it.
+        throw: Whether to raise what the body raises. Defaults to ``task_eager_propagates``.
+        **log: ``loglevel`` and ``logfile``, for ``task.request``.
 
     Returns:
         What the body has marked the call with, or else what it returned.
     """
+    propagate = task.app.conf.task_eager_propagates if throw is None else throw
     hostname = gethostname()
     request = _eager_request(task, task_id, args, kwargs, hostname, context)
-    batch = BatchRun(
-        task=task,
-        requests=[request],
-        id=task_id,
-        trigger="manual",
-        hostname=hostname,
-        loglevel=loglevel,
-        logfile=logfile,
-        eager=True,
-        propagate=propagate,
-    )
+    how = {"eager": True, "propagate": propagate, **log}
+    batch = BatchRun(task, [request], id=task_id, trigger="manual", hostname=hostname, **how)
     batch.run()
     (applied,) = batch.applied
     value = _value_of(applied.outcome, batch.end.retval)
@@ -69,14 +64,14 @@ def apply_eagerly(
         return value.sig.apply(retries=(request.retries or 0) + 1, throw=propagate)
     if isinstance(applied.outcome, Failed) and propagate:
         raise value
+    return _eager_result(task, task_id, value, applied)
+
+
+def _eager_result(task: Batches, task_id: str, value: Any, applied: Applied) -> EagerResult:
     _, report = applied.report
-    return eager_result(
-        task_id,
-        value,
-        STATES[type(applied.outcome)],
-        traceback=report.traceback if isinstance(report, ExceptionInfo) else None,
-        name=task.name,
-    )
+    traceback = report.traceback if isinstance(report, ExceptionInfo) else None
+    state = STATES[type(applied.outcome)]
+    return eager_result(task_id, value, state, traceback=traceback, name=task.name)
 
 
 def _value_of(outcome: Outcome, returned: Any) -> Any:
@@ -91,44 +86,54 @@ def _value_of(outcome: Outcome, returned: Any) -> Any:
 
 
 def _eager_request(
-    task: Any, task_id: str, args: Any, kwargs: Any, hostname: str, context: dict[str, Any]
+    task: Batches,
+    task_id: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    hostname: str,
+    context: dict[str, Any],
 ) -> SimpleRequest:
-    parent = _task_stack.top
-    parent_request = parent.request if parent else None
     routing = {key: context.pop(key, None) for key in ("exchange", "routing_key", "priority")}
     delivery_info = {"is_eager": True, "redelivered": False, **routing}
-    stamped_headers = maybe_list(context.pop("stamped_headers", None))
-    if stamped_headers:
-        context["stamped_headers"] = stamped_headers
-        context["stamps"] = {name: maybe_list(context.pop(name, [])) for name in stamped_headers}
-    limits = [context.pop(f"{kind}time_limit", None) for kind in ("", "soft_")]
     ignore_result = bool(context.pop("ignore_result", task.ignore_result))
-    # What is left are options of publishing, which nothing is published with here.
-    known = {key: value for key, value in context.items() if key in EAGER_KEYS}
     request_dict = {
         "task": task.name,
         "id": task_id,
-        "root_id": ((parent_request.root_id or parent_request.id) if parent_request else task_id),
-        "parent_id": parent_request and parent_request.id,
+        **_origin(task_id),
         "group": context.pop("group_id", None),
-        "timelimit": limits,
+        "timelimit": [context.pop(f"{kind}time_limit", None) for kind in ("", "soft_")],
         "ignore_result": ignore_result,
         "is_eager": True,
         "hostname": hostname,
         "delivery_info": delivery_info,
         "args": args,
         "kwargs": kwargs,
-        **known,
+        **_stamps(context),
+        # What is left are options of publishing, which nothing is published with here.
+        **{key: value for key, value in context.items() if key in EAGER_KEYS},
     }
+    name = context.get("shadow") or task.name
+    reply = context.get("reply_to"), context.get("correlation_id")
     return SimpleRequest(
-        task_id,
-        context.get("shadow") or task.name,
-        args,
-        kwargs,
-        delivery_info,
-        hostname,
-        ignore_result,
-        context.get("reply_to"),
-        context.get("correlation_id"),
-        request_dict,
+        task_id, name, args, kwargs, delivery_info, hostname, ignore_result, *reply, request_dict
     )
+
+
+def _origin(task_id: str) -> dict[str, str | None]:
+    """Return the ids of the tasks that a call comes from: those that run here, if any do."""
+    parent = _task_stack.top
+    if not parent or not parent.request:
+        return {"root_id": task_id, "parent_id": None}
+    return {
+        "root_id": parent.request.root_id or parent.request.id,
+        "parent_id": parent.request.id,
+    }
+
+
+def _stamps(context: dict[str, Any]) -> dict[str, Any]:
+    """Take the stamped headers, and the header of each, out of a context."""
+    names = maybe_list(context.pop("stamped_headers", None))
+    if not names:
+        return {}
+    stamps = {name: maybe_list(context.pop(name, [])) for name in names}
+    return {"stamped_headers": names, "stamps": stamps}

@@ -44,10 +44,11 @@ def call_live(exc: BaseException, function: Callable[[], T]) -> T:
     Error reporters call ``sys.exc_info()`` in handlers and signals. In an ordinary task they find
     the exception there that the task has raised.
     """
-    traceback = exc.__traceback__
+    traceback, context = exc.__traceback__, exc.__context__
     try:
         raise exc
     except BaseException:
+        exc.__context__ = context
         if traceback is not None:
             # Where it came from counts, not where it is raised again.
             exc.__traceback__ = traceback

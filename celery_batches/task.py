@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from celery import Task
-from celery.exceptions import Retry
 from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
@@ -22,8 +20,9 @@ from .options import (
     is_computed,
 )
 from .pool.body import keep_body
-from .pool.running import running_batch
+from .pool.body_methods import BodyMethods
 from .request import SimpleRequest
+from .unsupported import UnsupportedMethods
 
 __all__ = ("Batches",)
 
@@ -32,7 +31,7 @@ __all__ = ("Batches",)
 BATCHES_STEP = "celery_batches.worker.bootstep:BatchesStep"
 
 
-class Batches(Task):  # type: ignore[misc]  # celery is not typed
+class Batches(BodyMethods, UnsupportedMethods):
     """Base class of tasks whose calls are collected in the worker and run together.
 
     The body takes one argument, a list of `SimpleRequest`, one for each call::
@@ -104,185 +103,6 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             Anything. Signals and the log show it. It is not the result of any request.
         """
         raise NotImplementedError(f"{self.name} must define run(self, requests)")
-
-    def retry(
-        self,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        exc: Exception | None = None,
-        throw: bool = True,
-        eta: Any = None,
-        countdown: float | None = None,
-        max_retries: int | None = None,
-        **options: Any,
-    ) -> Retry:
-        """Retry every request of the batch that has no outcome yet: each under its own id.
-
-        Each has its own count of retries; those that are over the limit fail, alone. To retry just
-        some of the requests, use their own ``retry()``.
-
-        Arguments:
-            args: Not for a batch: its requests have arguments of their own.
-            kwargs: Not for a batch.
-            exc: Why. It is what requests over the limit fail with; without it, that is
-                ``MaxRetriesExceededError``.
-            throw: Whether to raise `celery.exceptions.Retry`, so that the body ends here.
-            eta: The ``datetime.datetime`` to run them at.
-            countdown: Seconds to wait for the retry. Defaults to ``default_retry_delay``.
-            max_retries: The limit, this time. Defaults to that of the task.
-            **options: Other calling options, such as ``queue`` or ``priority``.
-
-        Returns:
-            The exception, if it is not raised.
-
-        Raises:
-            celery.exceptions.Retry: Unless ``throw`` is false.
-            TypeError: If there are ``args`` or ``kwargs``.
-        """
-        given = {"exc": exc, "eta": eta, "countdown": countdown, "max_retries": max_retries}
-        given.update(options)
-        batch = running_batch(self)
-        if batch is None:
-            return super().retry(args, kwargs, throw=throw, **given)
-        if args is not None or kwargs is not None:
-            raise TypeError(
-                f"{self.name}: self.retry() retries every request of the batch, each with its own "
-                f"arguments; for other arguments use request.retry(args=..., kwargs=...)"
-            )
-        from .pool.retries import retry_all
-
-        reason = retry_all(self, batch.requests, given)
-        if throw:
-            raise reason
-        return reason
-
-    def retry_request(
-        self,
-        request: SimpleRequest,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Retry:
-        """Send one request of a batch again, by Celery's own ``Task.retry``.
-
-        This is what ``request.retry()`` and `retry` come down to, when the body has ended.
-
-        Arguments:
-            request: The request.
-            args: Positional arguments to retry with, if not the same again.
-            kwargs: Keyword arguments to retry with, if not the same again.
-            **options: The other arguments of ``Task.retry``.
-
-        Raises:
-            celery.exceptions.MaxRetriesExceededError: If it was retried often enough, and
-                ``exc`` is not given; else that is raised.
-            celery.exceptions.Reject: If it cannot be sent.
-        """
-        from .pool.context import acting_as
-
-        if args is not None or kwargs is not None:
-            args = request.args if args is None else args
-            kwargs = request.kwargs if kwargs is None else kwargs
-        with acting_as(self, request):
-            try:
-                return super().retry(args, kwargs, throw=False, **options)
-            finally:
-                # Celery keeps the limit of one retry on the task, for ``autoretry_for``.
-                self.__dict__.pop("override_max_retries", None)
-
-    def update_state(
-        self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any
-    ) -> None:
-        """Set a state of your own for one request of the batch, or for all without an outcome.
-
-        Arguments:
-            task_id: Id of the request. Defaults to all requests that have no outcome yet.
-            state: Name of the state, such as ``"PROGRESS"``.
-            meta: What goes with it.
-            **kwargs: Other arguments of the result backend's ``store_result``.
-        """
-        batch = running_batch(self)
-        if batch is None or (task_id is not None and task_id not in batch.by_id):
-            super().update_state(task_id, state, meta, **kwargs)
-            return
-        for request in batch.unsettled() if task_id is None else [batch.by_id[task_id]]:
-            self.backend.store_result(request.id, meta, state, request=request, **kwargs)
-
-    def send_event(
-        self, type_: str, retry: bool = True, retry_policy: Any = None, **fields: Any
-    ) -> None:
-        """Send an event of your own for each request of the batch.
-
-        Arguments:
-            type_: Type of the event, such as ``"task-progress"``.
-            retry: Whether to try again when the connection is lost.
-            retry_policy: How. Defaults to ``task_publish_retry_policy``.
-            **fields: What the event says. With ``uuid``, the id of a request, it is sent for that
-                one only.
-        """
-        from .pool.context import acting_as
-
-        batch = running_batch(self)
-        if batch is None:
-            super().send_event(type_, retry, retry_policy, **fields)
-            return
-        only = fields.pop("uuid", None)
-        for request in batch.requests:
-            if only in (None, request.id):
-                with acting_as(self, request):
-                    super().send_event(type_, retry, retry_policy, **fields)
-
-    def replace(self, sig: Any) -> NoReturn:
-        """Not supported: one signature cannot stand for all the calls of a batch.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            f"{self.name}: a batch cannot be replaced by {sig!r}; send what is to follow each call "
-            f"as its link or the next task of a chain, and use request.mark_as_done(result)"
-        )
-
-    def add_to_chord(self, sig: Any, lazy: bool = False) -> NoReturn:
-        """Not supported: the requests of a batch may be in different chords, or in none.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            f"{self.name}: {sig!r} cannot be added to the chord of a batch, whose requests may be "
-            f"in different chords or in none"
-        )
-
-    def map(self, it: Any) -> NoReturn:
-        """Not supported: it would run the body on bare arguments, in one task.
-
-        Raises:
-            NotImplementedError: Always. It says what to do instead.
-        """
-        raise self._no_loop("map")
-
-    def starmap(self, it: Any) -> NoReturn:
-        """Not supported, as `map`.
-
-        Raises:
-            NotImplementedError: Always. It says what to do instead.
-        """
-        raise self._no_loop("starmap")
-
-    def chunks(self, it: Any, n: int) -> NoReturn:
-        """Not supported, as `map`.
-
-        Raises:
-            NotImplementedError: Always. It says what to do instead.
-        """
-        raise self._no_loop("chunks")
-
-    def _no_loop(self, name: str) -> NotImplementedError:
-        return NotImplementedError(
-            f"{self.name}: {name}() runs a task in a loop, one item at a time, and a batch task "
-            f"takes many at once; use group({self.name}.s(item) for item in items)()"
-        )
 
     def Strategy(self, task: Batches, app: Any, consumer: Any) -> Callable[..., Any]:
         """Return the worker's handler of messages for this task (Celery calls it).
@@ -369,8 +189,8 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
             task_id: Id of the call.
             retries: How often the call has been retried.
             throw: Whether to raise what the body raises. Defaults to ``task_eager_propagates``.
-            logfile: For ``task.request.logfile``.
-            loglevel: For ``task.request.loglevel``.
+            logfile: For ``task.request``.
+            loglevel: For ``task.request``.
             headers: Custom headers of the call.
             **options: Other calling options.
 
@@ -379,21 +199,11 @@ class Batches(Task):  # type: ignore[misc]  # celery is not typed
         """
         from .eager import apply_eagerly
 
-        app = self._get_app()
-        return apply_eagerly(
-            app.tasks[self.name],
-            task_id or uuid(),
-            args or (),
-            kwargs or {},
-            propagate=app.conf.task_eager_propagates if throw is None else throw,
-            loglevel=loglevel or 0,
-            logfile=logfile,
-            callbacks=maybe_list(link),
-            errbacks=maybe_list(link_error),
-            retries=retries or 0,
-            headers=headers,
-            **options,
-        )
+        task = self._get_app().tasks[self.name]
+        calls = {"callbacks": maybe_list(link), "errbacks": maybe_list(link_error)}
+        context = {**calls, "retries": retries or 0, "headers": headers, **options}
+        how: dict[str, Any] = {"throw": throw, "loglevel": loglevel or 0, "logfile": logfile}
+        return apply_eagerly(task, task_id or uuid(), args or (), kwargs or {}, context, **how)
 
 
 def _keep_bodies(sender: Any, **_: Any) -> None:

@@ -56,47 +56,44 @@ class RunningBatch(Protocol[R]):
 class OutcomeSlot(Generic[R]):
     """Where the outcome of one request is recorded while its batch runs.
 
-    Attributes:
-        batch: The batch that runs. None before and after.
-        closed: Whether the batch has ended.
-        progress: How far the outcome has been applied.
-        children: Results of the tasks that were sent because the request is done.
+    There is one for each request of each batch. So it takes no more than one attribute until
+    something happens to it, and recording is one step of the attributes' dictionary.
     """
 
-    __slots__ = ("_recorded", "batch", "children", "closed", "progress")
+    #: The batch that runs. None before and after.
+    batch: RunningBatch[R] | None
+    #: Whether the batch has ended.
+    closed: bool = False
+    #: How far the outcome has been applied.
+    progress: Progress = Progress.RECORDED
+    #: Results of the tasks that were sent because the request is done.
+    children: Sequence[Any] = ()
+    #: The outcome, if one was recorded.
+    outcome: Outcome | None = None
 
     def __init__(self, batch: RunningBatch[R] | None = None) -> None:
-        self.bind(batch)
-
-    def bind(self, batch: RunningBatch[R] | None) -> None:
-        """Bind the request to a running batch, and clear its outcome."""
         self.batch = batch
-        self.closed = False
-        self.progress = Progress.RECORDED
-        self.children: Sequence[Any] = ()
-        #: The first one is the outcome: None if the slot was closed before there was one.
-        self._recorded: list[Outcome | None] = []
 
-    @property
-    def outcome(self) -> Outcome | None:
-        """The outcome, if one was recorded."""
-        return self._recorded[0] if self._recorded else None
+    def bind(self, batch: RunningBatch[R]) -> None:
+        """Bind the request to a running batch, and clear its outcome."""
+        self.__dict__ = {"batch": batch}
 
     def record(self, outcome: Outcome) -> bool:
         """Record an outcome; return whether it counts. The first one wins."""
-        if self._recorded:
-            return False
-        # `append` is one step: of two threads that come here at once, one is first.
-        self._recorded.append(outcome)
-        return self._recorded[0] is outcome
+        # One step, since helper threads of the body may record outcomes.
+        return self.__dict__.setdefault("outcome", outcome) is outcome
 
     def replace(self, outcome: Outcome | None) -> None:
         """Replace the outcome after the write to the backend failed; None clears it."""
-        self._recorded[:1] = [] if outcome is None else [outcome]
+        if outcome is None:
+            self.__dict__.pop("outcome", None)
+        else:
+            self.outcome = outcome
 
-    def close(self) -> None:
-        """Refuse any outcome from now on: the body has ended."""
+    def close(self) -> Outcome | None:
+        """Refuse any outcome from now on, since the body has ended; return what there is."""
         self.batch = None
         self.closed = True
         # A thread that has not found it closed yet is too late all the same.
-        self._recorded.append(None)
+        final: Outcome | None = self.__dict__.setdefault("outcome", None)
+        return final

@@ -151,7 +151,9 @@ class BatchRun:
                 self._settle()
                 if self.failure is None or self.failure is self.end.error:
                     raise
-                raise self.failure from None
+            if self.failure is not None:
+                # Not where `exc` is being handled: that is no context of the failure.
+                raise self.failure
             self.end = BodyEnd(retval=returned)
             self._settle()
             log_batch(self)
@@ -213,13 +215,11 @@ class BatchRun:
     def _settle(self) -> None:
         """Apply the outcome of each request that has none applied yet."""
         rest = self.requests[len(self.applied) :]
-        for request in rest:
-            slot_of(request).close()
+        own = [slot_of(request).close() for request in rest]
         settlement = Settlement(
             self.task, self.end, self._handlers, eager=self.eager, propagate=self.propagate
         )
-        outcomes = decide([slot_of(request).outcome for request in rest], default=self.end.outcome)
-        for applied in settlement.apply_all(rest, outcomes):
+        for applied in settlement.apply_all(rest, decide(own, default=self.end.outcome)):
             self.applied.append(applied)
         self._conclude(settlement)
 

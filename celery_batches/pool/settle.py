@@ -221,7 +221,9 @@ class Settlement:
     ) -> Retry:
         if outcome.options is None:
             return Retry(exc=exc)
-        reason: Retry = self.task.retry_request(request, exc=exc, **outcome.options)
+        retry = partial(self.task.retry_request, request, exc=exc, **outcome.options)
+        # Celery raises `exc` from what is being handled, if its retries are exhausted.
+        reason: Retry = retry() if exc is None else call_live(exc, retry)
         return reason
 
     def _rejected(self, outcome: Rejected) -> Applied:

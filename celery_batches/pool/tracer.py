@@ -25,6 +25,10 @@ __all__ = ("BatchTask", "Tracer", "build_batch_tracer")
 Tracer: TypeAlias = "Callable[[str, tuple[Any, ...], dict[str, Any], dict[str, Any]], Any]"
 
 
+#: Each class has these of its own, which would hide those of the task.
+FORWARDED = {name: vars(Proxy)[name] for name in ("__module__", "__doc__")}
+
+
 class BatchTask(Proxy):  # type: ignore[misc]  # celery is not typed
     """The task as Celery's tracer, and what hooks into that, see it while a batch runs.
 
@@ -113,7 +117,7 @@ def build_batch_tracer(task: Any, *, eager: bool) -> Tracer:
     """
     logging.getLogger(trace.__name__).addFilter(_is_not_of_a_batch)
     # A class of its own for each: tools may wrap a method of the class.
-    stand_in = type("BatchTask", (BatchTask,), {})(task)
+    stand_in = type("BatchTask", (BatchTask,), FORWARDED)(task)
     # Looked up when it is used, since that is what tools replace.
     tracer: Tracer = trace.build_tracer(
         task.name, stand_in, eager=eager, app=task.app, Info=BatchInfo

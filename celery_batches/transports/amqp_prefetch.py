@@ -10,7 +10,7 @@ from typing import Any
 
 import amqp
 
-from ..compat import has_static_prefetch
+from .traits import traits_of
 
 __all__ = ("without_waiting",)
 
@@ -33,7 +33,7 @@ def without_waiting(consumer: Any) -> Callable[[int], Any] | None:
     if plain is None or method is None or getattr(type(channel), "basic_qos", None) is not plain:
         return None
     # RabbitMQ's meaning of a count for all consumers of a channel, which Celery asks for there.
-    if consumer.connection.qos_semantics_matches_spec or has_static_prefetch(consumer):
+    if consumer.connection.qos_semantics_matches_spec or traits_of(consumer).static_prefetch:
         return None
 
     def tell(prefetch_count: int) -> None:

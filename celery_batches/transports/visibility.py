@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 from celery.utils.log import get_logger
+
+from .traits import visibility_timeout_of
 
 __all__ = ("warn_of_eta", "warn_of_visibility_timeout")
 
@@ -35,7 +36,7 @@ def warn_of_visibility_timeout(task: Any, channel: Any, interval: float) -> None
         channel: The channel that its messages come on.
         interval: Its ``flush_interval`` in seconds.
     """
-    timeout = _visibility_timeout(channel)
+    timeout = visibility_timeout_of(channel)
     if timeout is not None and interval >= timeout:
         late = ", and with acks_late for the batch to end" if task.acks_late else ""
         wanted = max(3600, round(2 * interval))
@@ -48,14 +49,9 @@ def warn_of_eta(task: Any, channel: Any, wait: float, interval: float) -> bool:
     Returns:
         Whether it is.
     """
-    timeout = _visibility_timeout(channel)
+    timeout = visibility_timeout_of(channel)
     if timeout is None or wait + interval < timeout:
         return False
     wanted = max(3600, round(2 * (wait + interval)))
     logger.warning(ETA_TOO_LATE, task.name, round(wait, 1), interval, timeout, wanted)
     return True
-
-
-def _visibility_timeout(channel: Any) -> float | None:
-    timeout = getattr(channel, "visibility_timeout", None)
-    return float(timeout) if isinstance(timeout, Real) and not isinstance(timeout, bool) else None

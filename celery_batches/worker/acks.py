@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from threading import local
-from typing import Any
+from typing import Any, ClassVar
 
 from vine import promise
 
@@ -47,11 +47,15 @@ class LeanPromise:
     __slots__ = ("_call", "_on_error", "_promise", "_soon")
 
     def __init__(self, given: Any) -> None:
-        parts = _parts_of(given)
-        self._promise: Any = given
-        if parts is not None:
-            self._promise = None
-            self._soon, self._call, self._on_error = parts
+        # Each message costs two of these.
+        try:
+            if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
+                self._soon, self._call, self._on_error = given.fun, given.args[0], given.on_error
+                self._promise: Any = None
+                return
+        except (AttributeError, LookupError, TypeError):
+            pass  # It is not the promise of vine that is known here.
+        self._promise = given
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._made_again(), name)
@@ -66,29 +70,24 @@ class LeanPromise:
         return self._promise
 
 
-def _parts_of(given: Any) -> tuple[Any, Any, Any] | None:
-    """Return the function, argument and error callback of a promise that nobody waits for."""
-    try:
-        if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
-            return given.fun, given.args[0], given.on_error
-    except (AttributeError, LookupError, TypeError):
-        pass  # It is not the promise of vine that is known here.
-    return None
-
-
 class DeferredAck(LeanPromise):
     """What acknowledges the message of one request: together with its batch, if it can be.
 
     Arguments:
         given: The promise that acknowledges the message.
-        shortcuts: Those that are switched on.
     """
 
-    __slots__ = ("errors", "logger", "shortcuts")
+    __slots__ = ("errors", "logger")
 
-    def __init__(self, given: Any, shortcuts: Collection[Shortcut] = SHORTCUTS) -> None:
-        super().__init__(given)
-        self.shortcuts = shortcuts
+    #: The shortcuts that are switched on.
+    shortcuts: ClassVar[Collection[Shortcut]] = SHORTCUTS
+
+    @classmethod
+    def with_shortcuts(cls, enabled: Collection[Shortcut]) -> type[DeferredAck]:
+        """Return this class for an app that has just these shortcuts switched on."""
+        if enabled == cls.shortcuts:
+            return cls
+        return type(cls.__name__, (cls,), {"__slots__": (), "shortcuts": enabled})
 
     def __call__(self, logger: Any, errors: Any) -> Any:
         """Acknowledge now, or defer to the enclosing `collect_acks`."""

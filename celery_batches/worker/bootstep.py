@@ -7,10 +7,10 @@ from typing import Any
 from celery import bootsteps
 from kombu.common import ignore_errors
 
-from ..compat import disables_prefetch, has_static_prefetch
 from ..core.shortcuts import enabled_shortcuts
 from ..transports.amqp_prefetch import without_waiting
 from ..transports.amqp_reader import read_many
+from ..transports.traits import traits_of
 from .prefetch import (
     Prefetch,
     count_batches_as_one,
@@ -47,13 +47,13 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
             c.strategies = Strategies(c)
         tell = without_waiting(c) if "amqp_prefetch" in self._shortcuts else None
         c.qos = Prefetch(c.qos, lambda: c.initial_prefetch_count, tell)
-        strategies = self._strategies(c)
-        for strategy in strategies:
+        traits = traits_of(c)
+        for strategy in self._strategies(c):
             strategy.warn_of_broker_limits()
-            if has_static_prefetch(c):
+            if traits.static_prefetch:
                 # One batch is filled while as many others run as there are processes.
                 strategy.reserve(int(c.pool.num_processes) + 1)
-        if disables_prefetch(c):
+        if traits.takes_what_is_free:
             count_batches_as_one(c, lambda: sum(s.buffered for s in self._strategies(c)))
         # Before the first message is asked for.
         c.qos.update()
@@ -77,14 +77,10 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         # the loop to come round: a batch that has run would be delivered again.
         c.perform_pending_operations()
         stopping = c.blueprint.state in (bootsteps.CLOSE, bootsteps.TERMINATE)
-        # Where kombu polls (Redis), a message that goes back now may be taken by the poll that is
-        # still under way, and then be with nobody until the worker ends.
-        # There is none if the worker ends for an error in the middle of a reconnect.
-        connection = c.connection
-        requeue = bool(stopping and connection and connection.transport.driver_type == "amqp")
+        requeue = stopping and traits_of(c).requeues_on_stop
         if requeue and c.task_consumer is not None:
             # Or it would be delivered here again.
-            ignore_errors(connection, c.task_consumer.cancel)
+            ignore_errors(c.connection, c.task_consumer.cancel)
         for strategy in self._strategies(c):
             strategy.retire(requeue=requeue)
             if not stopping:

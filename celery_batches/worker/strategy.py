@@ -69,7 +69,10 @@ class BatchStrategy:
         self.task = task
         self.consumer = consumer
         self.connection = consumer.connection
-        self._shortcuts = enabled_shortcuts(app.conf)
+        shortcuts = enabled_shortcuts(app.conf)
+        self._deferred_ack = (
+            DeferredAck.with_shortcuts(shortcuts) if "lean_promises" in shortcuts else None
+        )
         self.options: FlushOptions = FlushOptions(task, None if old is None else old.options)
         self.sender: BatchSender = BatchSender(
             task, consumer, self, None if old is None else old.sender
@@ -121,8 +124,8 @@ class BatchStrategy:
             message.body = b""  # Celery's line in the log says how long it is.
         try:
             check_message(message, body)
-            if "lean_promises" in self._shortcuts:
-                ack, reject = DeferredAck(ack, self._shortcuts), LeanPromise(reject)
+            if self._deferred_ack is not None:
+                ack, reject = self._deferred_ack(ack), LeanPromise(reject)
             return self._receive(message, body, ack, reject, callbacks)
         except MALFORMED_MESSAGE_ERRORS as exc:
             if message.acknowledged:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery, Task
 from celery.app.task import Context
@@ -38,7 +38,7 @@ def worker_request(app: Celery, task: Task, message: Message, **options: Any) ->
         options: Those of Celery's ``Request``; ``cls`` for another class.
     """
     body, headers, decoded, utc = decode(message)
-    cls = member_class(options.pop("cls", Request))
+    cls = cast(type[Request], member_class(options.pop("cls", Request)))
     options.setdefault("on_ack", message.ack_log_error)
     options.setdefault("on_reject", message.reject_log_error)
     return cls(

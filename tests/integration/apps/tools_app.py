@@ -8,7 +8,7 @@ reports to the test. A process that only sends calls has no tool.
 import importlib
 import os
 
-from celery import Celery
+from celery import Celery, Task
 from reporting import report
 
 from celery_batches import Batches
@@ -45,6 +45,33 @@ def together(self, requests):
     second.mark_as_done("second")
 
 
+class Called:
+    """As in the documentation of Flask: the body runs within something of the application."""
+
+    def __call__(self, *args, **kwargs):
+        return self.run(*args, **kwargs)
+
+
+class CalledTask(Called, Task):
+    abstract = True
+
+
+class CalledBatches(Called, Batches):
+    abstract = True
+
+
+@app.task(base=CalledTask, name="alone_called", **OPTIONS)
+def alone_called(self, how):
+    act(self, how, self.request.retries)
+
+
+@app.task(base=CalledBatches, name="together_called", flush_every=2, flush_interval=600, **OPTIONS)
+def together_called(self, requests):
+    act(self, requests[0].args[0], requests[0].retries)
+    for request in requests:
+        request.mark_as_done("done")
+
+
 def act(task, how, retries):
     if how == "mark":
         tool.mark()
@@ -52,11 +79,23 @@ def act(task, how, retries):
         raise KeyError("no luck")
     if how == "retry" and not retries:
         raise task.retry(exc=KeyError("no luck yet"))
+    if how == "give up":
+        try:
+            fail_in_context()
+        except KeyError as error:
+            task.retry(exc=error, max_retries=1)
     if how == "autoretry":
         try:
             raise TimeoutError
         except TimeoutError as error:
             raise ConnectionError("nobody answers") from error
+
+
+def fail_in_context():
+    try:
+        raise TimeoutError
+    except TimeoutError:
+        raise KeyError("no luck")  # noqa: B904 - it has a context, and no cause.
 
 
 @app.task(name="fence")
