@@ -100,7 +100,9 @@ class BatchRun:
         if deduplicates(self.task):
             for request in self.requests:
                 self._check_done_before(request)
-        self._members = self.unsettled()
+            self._members = self.unsettled()
+        else:
+            self._members = list(self.requests)
         if not self._members:
             self._apply_outcomes()
             return

@@ -99,6 +99,9 @@ class Settlement:
         self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome]
     ) -> Iterator[Applied]:
         """Apply each outcome in order, after storing as many as possible in bulk."""
+        if not self.handlers and all(outcome is UNMARKED for outcome in outcomes):
+            yield from map(self._unmarked, requests)
+            return
         states = [self._bulk_state(*each) for each in zip(requests, outcomes, strict=True)]
         stored = store_in_bulk(self.task.backend, states)
         for request, outcome, is_stored in zip(requests, outcomes, stored, strict=True):

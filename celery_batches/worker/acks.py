@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from threading import local
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from vine import promise
 
@@ -29,9 +29,6 @@ __all__ = ("DeferredAck", "LeanPromise", "collect_acks")
 
 #: The errors of a connection, which kombu logs and does not raise.
 Errors: TypeAlias = "tuple[type[Exception], ...]"
-
-#: The function, the argument and the error callback of a promise.
-PromiseParts: TypeAlias = "tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any] | None]"
 
 
 class _Collection(local):
@@ -57,11 +54,15 @@ class LeanPromise:
     __slots__ = ("_call", "_on_error", "_promise", "_soon")
 
     def __init__(self, given: promise) -> None:
-        parts = _parts_of(given)
-        self._promise: promise | None = given
-        if parts is not None:
-            self._promise = None
-            self._soon, self._call, self._on_error = parts
+        # Each message costs two of these, so this makes no further call.
+        try:
+            if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
+                self._soon, self._call, self._on_error = given.fun, given.args[0], given.on_error
+                self._promise: promise | None = None
+                return
+        except (AttributeError, LookupError, TypeError):
+            pass  # It does not have the attributes of the expected promise of vine.
+        self._promise = given
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._full_promise(), name)
@@ -76,31 +77,24 @@ class LeanPromise:
         return self._promise
 
 
-def _parts_of(
-    given: promise,
-) -> PromiseParts | None:
-    """Return function, argument and error callback of a promise, or None if it has a listener."""
-    try:
-        if type(given) is promise and len(given.args) == 1 and given.listeners[0] is None:
-            return given.fun, given.args[0], given.on_error
-    except (AttributeError, LookupError, TypeError):
-        pass  # It does not have the attributes of the expected promise of vine.
-    return None
-
-
 class DeferredAck(LeanPromise):
     """Acknowledges the message of one request, together with its batch if possible.
 
     Arguments:
         given: The promise that acknowledges the message.
-        shortcuts: The enabled shortcuts.
     """
 
-    __slots__ = ("errors", "logger", "shortcuts")
+    __slots__ = ("errors", "logger")
 
-    def __init__(self, given: promise, shortcuts: Collection[Shortcut] = SHORTCUTS) -> None:
-        super().__init__(given)
-        self.shortcuts = shortcuts
+    #: The enabled shortcuts.
+    shortcuts: ClassVar[Collection[Shortcut]] = SHORTCUTS
+
+    @classmethod
+    def with_shortcuts(cls, enabled: Collection[Shortcut]) -> type[DeferredAck]:
+        """Return this class for an app that enables only these shortcuts."""
+        if enabled == cls.shortcuts:
+            return cls
+        return type(cls.__name__, (cls,), {"__slots__": (), "shortcuts": enabled})
 
     def __call__(self, logger: Logger, errors: Errors) -> Any:
         """Acknowledge now, or defer to the enclosing `collect_acks`."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.exceptions import InvalidTaskError
@@ -36,11 +36,14 @@ from .acks import DeferredAck, LeanPromise
 from .checks import MALFORMED_MESSAGE_ERRORS, check_message
 from .eta import BufferingConsumer
 from .flush_options import FlushOptions
-from .interfaces import BatchTask, Consumer
+from .interfaces import Consumer
 from .member_request import MemberRequest, member_class
 from .pending import PendingRequests
 from .prefetch import warn_of_prefetch_limit
 from .sender import BatchSender
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("BatchStrategy", "strategy_of")
 
@@ -59,7 +62,7 @@ class BatchStrategy:
 
     def __init__(
         self,
-        task: BatchTask,
+        task: Batches,
         app: Celery,
         consumer: Consumer,
         *,
@@ -68,7 +71,10 @@ class BatchStrategy:
         self.task = task
         self.consumer = consumer
         self.connection = consumer.connection
-        self._shortcuts = enabled_shortcuts(app.conf)
+        shortcuts = enabled_shortcuts(app.conf)
+        self._deferred_ack = (
+            DeferredAck.with_shortcuts(shortcuts) if "lean_promises" in shortcuts else None
+        )
         self.options: FlushOptions = FlushOptions(task, None if old is None else old.options)
         self.sender: BatchSender = BatchSender(
             task, consumer, self, None if old is None else old.sender
@@ -120,8 +126,8 @@ class BatchStrategy:
             message.body = b""  # Celery logs its length.
         try:
             check_message(message, body)
-            if "lean_promises" in self._shortcuts:
-                ack, reject = DeferredAck(ack, self._shortcuts), LeanPromise(reject)
+            if self._deferred_ack is not None:
+                ack, reject = self._deferred_ack(ack), LeanPromise(reject)
             return self._receive(message, body, ack, reject, callbacks)
         except MALFORMED_MESSAGE_ERRORS as exc:
             if message.acknowledged:

@@ -76,7 +76,7 @@ def lines_on(worker, task):
     return [
         line
         for line in worker.problems
-        if f" celery_batches.worker.job: Batch {task.name}[" in line
+        if f" celery_batches.worker.endings: Batch {task.name}[" in line
     ]
 
 

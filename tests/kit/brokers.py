@@ -78,7 +78,8 @@ class Broker:
 
     def ack_of(self, message: Any) -> DeferredAck:
         """What a request is given to acknowledge it: see Celery's ``create_task_handler``."""
-        return DeferredAck(promise(self.call_soon, (message.ack_log_error,)), self.shortcuts)
+        deferred_ack = DeferredAck.with_shortcuts(self.shortcuts)
+        return deferred_ack(promise(self.call_soon, (message.ack_log_error,)))
 
     def delivered_again(self) -> list[Any]:
         """What the broker has back when the connection is closed, in order of arrival."""

@@ -123,6 +123,26 @@ def test_a_batch_of_both_kinds_when_its_connection_is_lost(make: Any, when: str)
     world.assert_nothing_left()
 
 
+def test_requests_of_a_lost_connection_that_the_next_one_passes_on(make: Any) -> None:
+    """While their own `flush` goes on: the broker delivers them again, so they do not run."""
+    kept: list[Any] = []
+
+    def override(flush: Any, requests: Any) -> None:
+        if kept:
+            flush([*kept, *requests])
+            return
+        kept.extend(requests)
+        lose_connection(world)
+        world.receive_batch()
+
+    world = make(override)
+    world.receive_batch()
+    world.run_all()
+    assert world.bodies == [["id-3", "id-4", "id-5"]]
+    assert sorted(world.said) == [[], [], [], ["ack"], ["ack"], ["ack"]]
+    world.assert_nothing_left()
+
+
 def test_requests_of_another_task_are_refused(make: Any, app: Any) -> None:
     """The error names both tasks; neither batch is lost."""
     theirs: list[Any] = []

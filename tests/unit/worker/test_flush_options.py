@@ -150,6 +150,15 @@ def test_a_value_that_makes_no_sense(
     assert sizes(worker)[4:] == [3]
 
 
+def test_a_class_that_makes_no_sense_when_the_worker_connects_again(worker: BatchWorker) -> None:
+    """A worker that runs does not end by that."""
+    send(worker, 3)
+    type(worker.app.tasks[worker.task.name]).flush_every = 0
+    worker.connect()
+    send(worker, 3)
+    assert sizes(worker) == [3, 3]
+
+
 def test_one_value_that_makes_no_sense_does_not_hold_up_the_other(worker: BatchWorker) -> None:
     """Each option has a last good value of its own."""
     worker.task.flush_interval = "soon"

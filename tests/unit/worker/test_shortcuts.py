@@ -77,7 +77,7 @@ def deliver(app: Any, setting: Any) -> tuple[Any, Any, Any]:
 
 def test_celerys_promises_are_kept_lean(app: Celery) -> None:
     request, _, _ = deliver(app, {"lean_promises", "amqp_acks"})
-    assert type(request.on_ack) is DeferredAck
+    assert isinstance(request.on_ack, DeferredAck)
     assert request.on_ack.shortcuts == {"lean_promises", "amqp_acks"}
     assert type(request.on_reject) is LeanPromise
 
