@@ -25,7 +25,7 @@ __all__ = (
 #: The number of requests in a full batch, unless the task says otherwise.
 FLUSH_EVERY = 10
 
-#: The seconds that a request waits for its batch to fill, unless the task says otherwise.
+#: The default number of seconds that a request waits for its batch to fill.
 FLUSH_INTERVAL = 30
 
 #: Options that Celery ignores without a warning since 4.0, with their replacements.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from celery.utils.log import get_logger
 
@@ -10,8 +10,6 @@ from .traits import visibility_timeout_of
 
 if TYPE_CHECKING:
     from kombu.transport.base import StdChannel
-
-    from ..task import Batches
 
 __all__ = ("warn_of_eta", "warn_of_visibility_timeout")
 
@@ -31,7 +29,14 @@ ETA_TOO_LATE = (
 )
 
 
-def warn_of_visibility_timeout(task: Batches, channel: StdChannel, interval: float) -> None:
+class BufferingTask(Protocol):
+    """The attributes of a batch task that the warnings depend on."""
+
+    name: str
+    acks_late: bool
+
+
+def warn_of_visibility_timeout(task: BufferingTask, channel: StdChannel, interval: float) -> None:
     """Warn if messages may wait in the buffer for the visibility timeout or longer.
 
     Arguments:
@@ -46,7 +51,7 @@ def warn_of_visibility_timeout(task: Batches, channel: StdChannel, interval: flo
         logger.warning(TOO_LATE, task.name, interval, timeout, rest, suggestion)
 
 
-def warn_of_eta(task: Batches, channel: StdChannel, wait: float, interval: float) -> bool:
+def warn_of_eta(task: BufferingTask, channel: StdChannel, wait: float, interval: float) -> bool:
     """Warn if a call may wait for the visibility timeout or longer, for its ETA and its batch.
 
     Arguments:
