@@ -35,7 +35,7 @@ LEFT_OUT = (
     "request.mark_as_done(), request.mark_as_failure() or request.reject() on those to leave out. "
     "To drop a request without this warning, call its acknowledge() or reject() in flush()."
 )
-#: What Celery's request takes for something that was seen to elsewhere, or raises again.
+#: What Celery's request does not treat as a failure, or raises again.
 NO_FAILURES = (Retry, Terminated, MemoryError)
 
 REPEATED = (
@@ -47,9 +47,9 @@ REPEATED = (
 class Accounts:
     """Keeps account of the requests of one batch task, from the buffer to a batch.
 
-    Its lock is held while Celery's request is told that it is left out, so that a request which
-    another thread passes on at that moment is acknowledged once, and is known to the worker while
-    it runs. Nothing is said to the broker under it.
+    Its lock is held while a request that was left out is notified. Another thread may pass that
+    request on at the same moment: it is still acknowledged once, and the worker knows of it while
+    it runs. There is no I/O under the lock.
 
     Arguments:
         task_name: The name of the task, for the log.

@@ -19,7 +19,7 @@ STATIC = (
 
 
 class BatchAllowance:
-    """The room that one batch task has for the batch that it fills.
+    """Messages that the broker may deliver on behalf of one batch task, on top of the budget.
 
     Arguments:
         consumer: The worker's consumer.
@@ -33,18 +33,19 @@ class BatchAllowance:
         self._flush_every = flush_every
         self._prefetch: Prefetch | None = None
         self._messages = 0
-        #: What the broker was told for good, if it cannot be told of another size.
+        #: The messages that the broker was asked for once, where it cannot be asked again.
         self._static: int | None = None
-        #: Until when full batches are expected, if they are.
+        #: The end of the read-ahead, or None while there is none.
         self.ahead_until: float | None = None
 
     def open(self, batches: int = 1) -> None:
-        """Make room for a batch, unless there is room already.
+        """Let the broker deliver a batch, unless it may already.
 
         Arguments:
-            batches: For how many there is to be room: more than one where the broker cannot be told
-                of more later.
+            batches: The number of batches: more than one where the broker cannot be asked again.
         """
+        if batches > 1:
+            self._static = 0
         # A batch of one is an ordinary task to the budget.
         if self._prefetch is None and self._flush_every > 1:
             self._prefetch = prefetch_of(self._consumer)
@@ -55,9 +56,9 @@ class BatchAllowance:
                     self._static = self._messages
 
     def resize(self, flush_every: int) -> None:
-        """The number of messages in a full batch is another from now on.
+        """Change the number of messages in a full batch.
 
-        Where the broker cannot be told of that, the room stays as it is.
+        Where the broker cannot be asked again, it goes on delivering what it was asked for.
         """
         ahead_until = self.ahead_until
         self.stop_read_ahead()
@@ -73,28 +74,29 @@ class BatchAllowance:
             self.start_read_ahead(ahead_until)
 
     def warn_of_static_limit(self, task_name: str) -> None:
-        """Warn if a batch cannot fill any more, since the broker cannot be told to deliver more."""
-        if self._prefetch is None or self._static is None:
+        """Warn if a batch cannot fill any more, since the broker cannot be asked for more."""
+        prefetch = prefetch_of(self._consumer)
+        if self._static is None or prefetch is None:
             return
-        most = self._static + int(self._prefetch.value)
-        if self._prefetch.value and self._flush_every > most:
+        most = self._static + int(prefetch.value)
+        if prefetch.value and self._flush_every > most:
             logger.warning(STATIC, task_name, self._flush_every, most)
 
     def start_read_ahead(self, until: float) -> None:
-        """Let the broker deliver full batches ahead until then, if there is room for one at all."""
+        """Have full batches delivered ahead until then: after a full batch, more are likely."""
         if self._prefetch is not None:
             if self.ahead_until is None:
                 self._prefetch.expect(self._flush_every)
             self.ahead_until = until
 
     def stop_read_ahead(self) -> None:
-        """No more are expected than those that are on their way."""
+        """Stop counting batches that have not arrived yet."""
         if self._prefetch is not None and self.ahead_until is not None:
             self.ahead_until = None
             self._prefetch.expect_no_more(self._flush_every)
 
     def close(self) -> None:
-        """Give that room back, if there is any."""
+        """Withdraw the allowance, if there is one."""
         self.stop_read_ahead()
         prefetch, self._prefetch = self._prefetch, None
         if prefetch is not None:

@@ -15,7 +15,7 @@ from kombu.exceptions import EncodeError
 
 __all__ = ("MALFORMED_MESSAGE_ERRORS", "check_message")
 
-#: What a message with nonsense in it makes Celery's own code raise.
+#: What Celery's own code raises for a malformed message.
 MALFORMED_MESSAGE_ERRORS = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
     EncodeError,
@@ -34,7 +34,7 @@ MARGIN = 50
 
 
 def check_message(message: Message, body: Any) -> None:
-    """Refuse a message whose arguments or headers make no sense, as early as that can be known.
+    """Refuse a malformed message, as early as that can be known.
 
     Celery finds some of this out in the pool, where it would be too late for the neighbours.
 
@@ -112,7 +112,7 @@ def _are_stamps(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
-#: What a header must be, if it is there at all, since others suffer if it is not: the worker keeps
+#: What a header must be, if there is one, so that other requests do not suffer: the worker keeps
 #: count of names, compares stamps, and gives the tightest limit of all requests to the batch.
 HEADERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("shadow", _is_text, "a string"),
@@ -125,7 +125,7 @@ HEADERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
     task_id = headers.get("id")
-    # Others than strings work in Celery as long as no result backend has to make a key of them.
+    # In Celery, ids of other types work unless a result backend makes a key of them.
     if not _is_text(task_id) and type(task_id) not in (int, UUID):
         raise InvalidTaskError(f"the id of a task must be a string, not {_kind(task_id)}")
     for name, is_valid, what in HEADERS:

@@ -1,4 +1,4 @@
-"""How a batch ends, and what each of its requests is told. Runs in the worker's main process.
+"""How a batch ends, and how its requests are notified. Runs in the worker's main process.
 
 The pool calls `on_accepted` when it starts on the batch, and then
 
@@ -6,8 +6,8 @@ The pool calls `on_accepted` when it starts on the batch, and then
 * `on_failure` if it could not run the batch, or lost the process that did;
 * `on_timeout` when a time limit is reached.
 
-Celery calls `terminate` when it has terminated or cancelled one of the requests. With it, the
-process of the others has gone too.
+Celery calls `terminate` when it has terminated or cancelled one of the requests. The other requests
+of the batch have lost their process then.
 
 "The ways of ending" in ``docs/architecture.rst`` has a table of them all.
 """
@@ -152,7 +152,7 @@ class BatchEndings:
             self._on_terminated()
 
     def _on_terminated(self) -> None:
-        """Notify the requests that were revoked. For the others, the process was lost."""
+        """Notify the requests that were revoked; the other requests have lost their process."""
         for request in self.requests:
             if not request.is_ended:
                 continue
@@ -162,7 +162,7 @@ class BatchEndings:
         self._notify_lost()
 
     def _notify_lost(self) -> None:
-        """Some members were revoked or cancelled: for the others, the process was lost."""
+        """Notify the requests that were neither revoked nor cancelled: their process is lost."""
         lost = [request for request in self.requests if not request.is_ended]
         if lost:
             reason = "Its process was ended to terminate another request of the batch."

@@ -52,7 +52,7 @@ class PendingRequests:
         return len(self._buffer)
 
     def reserve(self, batches: int) -> None:
-        """Let the broker deliver that many batches, where it cannot be told of more later."""
+        """Let the broker deliver that many batches, where it cannot be asked again."""
         self._is_static = True
         self._allowance.open(batches)
 

@@ -6,13 +6,13 @@ processes is the worker's budget. Beyond it there is room for
 * one whole batch of each task that is filling one, and
 * the other members of the batches on their way, of at most as many batches as the budget says.
 
-A task that has just filled a batch is expected to fill more: these count as on their way before
-they are here. So the broker need not be told of each, and what it has sent ahead lasts while
-nothing comes from it, which may be for many milliseconds.
+After a full batch, the worker assumes that more follow, and counts them as on their way before they
+have arrived. So the prefetch count need not change for each batch. What the broker has delivered
+ahead keeps the worker busy while the broker is silent, which may take many milliseconds.
 
-So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most, and a task
-that nothing comes in for takes no room. The broker is told of whole batches, never of single
-messages, and on AMQP without waiting for its answer.
+So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most. A task that
+gets no messages takes no room. The prefetch count changes by whole batches, never by single
+messages, and on AMQP the worker does not wait for the broker's answer.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
         self._filling = 0
         #: The batches on their way, in the order in which they were sent.
         self._charges: dict[Charge, int] = {}
-        #: The other members of a batch, for each task that full batches are expected of.
+        #: For each task that reads ahead: the members of a full batch, but one.
         self._expected: list[int] = []
         #: Batches that have not ended, acknowledged or not.
         self._unfinished: set[Charge] = set()
@@ -136,13 +136,13 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
             self.prev = None  # So that the event loop tells the broker.
 
     def expect(self, size: int) -> None:
-        """Count batches of that size as on their way before they are here, until further notice."""
+        """Count batches of that size as on their way before they have arrived."""
         with self._lock:
             self._expected.append(size - 1)
             self.prev = None
 
     def expect_no_more(self, size: int) -> None:
-        """Count them only when they are here again."""
+        """Stop counting batches of that size that have not arrived yet."""
         with self._lock:
             self._expected.remove(size - 1)
             self.prev = None

@@ -101,7 +101,7 @@ class BatchStrategy:
         return len(self._pending)
 
     def reserve(self, batches: int) -> None:
-        """Let the broker deliver that many batches, where it cannot be told of more later."""
+        """Let the broker deliver that many batches, where it cannot be asked again."""
         self._reserved = batches
         self._pending.reserve(batches)
 
