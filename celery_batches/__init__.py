@@ -1,4 +1,4 @@
-"""Batch tasks for Celery: calls are buffered in the worker, and the body gets them as a list."""
+"""Batch tasks for Celery: the worker buffers calls, and the body gets them as a list."""
 
 from importlib.metadata import version
 

@@ -1,10 +1,10 @@
-"""Where the supported versions of Celery differ. Runs anywhere."""
+"""The differences between the supported versions of Celery. Runs anywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Task
 from celery.result import EagerResult
@@ -14,55 +14,59 @@ try:
 except ImportError:  # Celery 5.4 and older.
     detect_quorum_queues = None
 
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.worker.consumer import Consumer
+
 __all__ = (
     "TIMEOUT_IS_FAILURE",
-    "counts_for_new_consumers",
     "eager_result",
+    "has_prefetch_per_consumer",
     "is_pydantic",
     "publish",
 )
 
-#: In Celery 5.7 and newer, ``Request.on_timeout`` also runs what a failure runs: handlers, the
-#: signal, and the event.
+#: In Celery 5.7 and newer, ``Request.on_timeout`` also calls handlers and sends the signal and the
+#: event of a failure.
 TIMEOUT_IS_FAILURE = hasattr(Task, "acks_on_timeout")
 
-#: Celery 5.4 and newer let the result of an eager call know the name of its task.
+#: In Celery 5.4 and newer, the result of an eager call has the name of its task.
 _NAMED_RESULTS = "name" in signature(EagerResult.__init__).parameters
 
 
 def eager_result(
     task_id: str, value: Any, state: str, *, traceback: str | None, name: str
 ) -> EagerResult:
-    """Return the result of a call that was run eagerly."""
+    """Make the result of a call that ran eagerly."""
     if _NAMED_RESULTS:
         return EagerResult(task_id, value, state, traceback=traceback, name=name)
     return EagerResult(task_id, value, state, traceback=traceback)
 
 
-def publish(app: Any, send: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Send a callback from the pool.
+def publish(app: Celery, send: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Publish a continuation from the pool.
 
-    Celery 5.7 and newer do not let a broker that is away hold up the pool for long.
+    Celery 5.7 and newer limit how long the pool waits for a broker that cannot be reached.
     """
-    patiently = getattr(app.amqp, "_retry_publish", None)
-    return send(*args, **options) if patiently is None else patiently(send, *args, **options)
+    with_limit = getattr(app.amqp, "_retry_publish", None)
+    return send(*args, **options) if with_limit is None else with_limit(send, *args, **options)
 
 
-def is_pydantic(body: Any) -> bool:
+def is_pydantic(body: Callable[..., Any]) -> bool:
     """Whether Celery (5.5 and newer) has wrapped the body of a task for ``pydantic=True``."""
     module = getattr(body, "__globals__", {}).get("__name__")
     return hasattr(body, "__wrapped__") and bool(module == "celery.app.base")
 
 
-def counts_for_new_consumers(consumer: Any) -> bool:
-    """Whether Celery has found that a prefetch count is for new consumers of a channel only.
+def has_prefetch_per_consumer(consumer: Consumer) -> bool:
+    """Whether a prefetch count applies only to consumers that start after it.
 
-    That is so with RabbitMQ's quorum queues, which Celery 5.5 and newer detect.
+    This is so for RabbitMQ's quorum queues, which Celery 5.5 and newer detect.
     """
     is_global = getattr(consumer, "qos_global", None)
-    if is_global is not None:  # Celery 5.7 and newer keep what they have found out.
+    if is_global is not None:  # Celery 5.7 and newer keep the result of their detection.
         return not is_global
     if detect_quorum_queues is None:
         return False
-    wanted = consumer.app.conf.worker_detect_quorum_queues
-    return bool(wanted and detect_quorum_queues(consumer.app, "amqp")[0])
+    is_enabled = consumer.app.conf.worker_detect_quorum_queues
+    return bool(is_enabled and detect_quorum_queues(consumer.app, "amqp")[0])

@@ -1,4 +1,4 @@
-"""Runs one call here and now, as a batch of one. Runs in the caller's process."""
+"""Runs one call in the process of its caller, as a batch of one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ("apply_eagerly",)
 
-#: The calling options that a call's context keeps.
+#: The calling options that become part of the context.
 EAGER_KEYS = CONTEXT_KEYS | {"headers"}
 
 
@@ -36,27 +36,38 @@ def apply_eagerly(
     context: dict[str, Any],
     *,
     throw: bool | None,
-    **log: Any,
+    loglevel: int,
+    logfile: str | None,
 ) -> EagerResult:
-    """Run a call of a batch task as a batch of one, which goes by the id of the call.
+    """Run a call of a batch task as a batch of one, whose id is that of the call.
 
     Arguments:
         task: The batch task.
         task_id: Id of the call.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
-        context: What else there is to know of the call, as the headers of a message say it.
-        throw: Whether to raise what the body raises. Defaults to ``task_eager_propagates``.
-        **log: ``loglevel`` and ``logfile``, for ``task.request``.
+        context: The other keys of the context, with the names of message headers.
+        throw: Whether to raise an exception of the body. Defaults to ``task_eager_propagates``.
+        loglevel: The ``loglevel`` of ``task.request``.
+        logfile: The ``logfile`` of ``task.request``.
 
     Returns:
-        What the body has marked the call with, or else what it returned.
+        The mark of the body as a result, or else the return value of the body.
     """
     propagate = task.app.conf.task_eager_propagates if throw is None else throw
     hostname = gethostname()
     request = _eager_request(task, task_id, args, kwargs, hostname, context)
-    how = {"eager": True, "propagate": propagate, **log}
-    batch = BatchRun(task, [request], id=task_id, trigger="manual", hostname=hostname, **how)
+    batch = BatchRun(
+        task,
+        [request],
+        id=task_id,
+        trigger="manual",
+        hostname=hostname,
+        eager=True,
+        propagate=propagate,
+        loglevel=loglevel,
+        logfile=logfile,
+    )
     batch.run()
     (applied,) = batch.applied
     value = _value_of(applied.outcome, batch.end.retval)
@@ -109,7 +120,7 @@ def _eager_request(
         "args": args,
         "kwargs": kwargs,
         **_stamps(context),
-        # What is left are options of publishing, which nothing is published with here.
+        # The remaining keys are options for publishing, and nothing is published here.
         **{key: value for key, value in context.items() if key in EAGER_KEYS},
     }
     name = context.get("shadow") or task.name
@@ -120,7 +131,7 @@ def _eager_request(
 
 
 def _origin(task_id: str) -> dict[str, str | None]:
-    """Return the ids of the tasks that a call comes from: those that run here, if any do."""
+    """Return the root id and the parent id: those of the current task, if there is one."""
     parent = _task_stack.top
     if not parent or not parent.request:
         return {"root_id": task_id, "parent_id": None}
@@ -131,7 +142,7 @@ def _origin(task_id: str) -> dict[str, str | None]:
 
 
 def _stamps(context: dict[str, Any]) -> dict[str, Any]:
-    """Take the stamped headers, and the header of each, out of a context."""
+    """Remove the stamped headers and their values from a context, and return them."""
     names = maybe_list(context.pop("stamped_headers", None))
     if not names:
         return {}

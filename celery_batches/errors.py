@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def pickleable(exc: BaseException) -> BaseException:
-    """Return the exception in a form that the result backend and the main process can take."""
+    """Return the exception in a form that can be pickled and serialized."""
     copy: BaseException = get_pickleable_exception(exc)
     if copy.__traceback__ is None:
         copy.__traceback__ = exc.__traceback__
@@ -26,7 +26,7 @@ def error_info(exc: BaseException, *, internal: bool = False) -> ExceptionInfo:
 
     Arguments:
         exc: The exception.
-        internal: Whether it is a decision about the task, such as ``Reject``, not an error in it.
+        internal: Whether it controls the task, as ``Reject`` does, and is not an error.
     """
     if exc.__traceback__ is not None:
         kind = get_pickleable_etype(type(exc))
@@ -41,8 +41,8 @@ def _raised_info(exc: BaseException, *, internal: bool) -> ExceptionInfo:
 def call_live(exc: BaseException, function: Callable[[], T]) -> T:
     """Call a function while this exception is being handled.
 
-    Error reporters call ``sys.exc_info()`` in handlers and signals. In an ordinary task they find
-    the exception there that the task has raised.
+    Error reporters call ``sys.exc_info()`` in handlers and signals. In an ordinary task, it returns
+    the exception that the task has raised.
     """
     traceback, context = exc.__traceback__, exc.__context__
     try:
@@ -50,15 +50,15 @@ def call_live(exc: BaseException, function: Callable[[], T]) -> T:
     except BaseException:
         exc.__context__ = context
         if traceback is not None:
-            # Where it came from counts, not where it is raised again.
+            # The traceback must show the origin, and not this frame.
             exc.__traceback__ = traceback
         return function()
     finally:
-        # A kept traceback keeps the local variables of each of its frames.
+        # The traceback of this frame would keep its local variables alive.
         exc.__traceback__ = traceback
 
 
 def exception_of(einfo: ExceptionInfo) -> BaseException:
-    """Return the exception of an ``ExceptionInfo``, whether it was pickled or not."""
+    """Return the exception of an ``ExceptionInfo``, also of one that was pickled."""
     exc: BaseException = einfo.exception
     return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc

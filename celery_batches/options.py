@@ -1,7 +1,8 @@
-"""What the options of a batch task may be. Runs wherever a task is defined."""
+"""Checks the options and the body of a batch task. Runs wherever a task is defined."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from math import isfinite
 from numbers import Real
@@ -24,10 +25,10 @@ __all__ = (
 #: The number of requests in a full batch, unless the task says otherwise.
 FLUSH_EVERY = 10
 
-#: The seconds that a request waits for its batch to fill, unless the task says otherwise.
+#: The default number of seconds that a request waits for its batch to fill.
 FLUSH_INTERVAL = 30
 
-#: What old Celery tasks could have, and Celery passes over in silence since 4.0, with what to do.
+#: Options that Celery ignores without a warning since 4.0, with their replacements.
 REMOVED = {
     "send_error_emails": "use on_failure() or the signal task_failure to send e-mail",
     "error_whitelist": "use throws=(KeyError,) to keep expected exceptions out of the error log",
@@ -37,27 +38,27 @@ REMOVED = {
 }
 
 
-def is_computed(value: Any) -> bool:
-    """Whether an option of a class is a property, or the like: only an instance has a value."""
+def is_computed(value: object) -> bool:
+    """Whether an option of a class is a property or a similar descriptor."""
     return hasattr(type(value), "__get__") and not callable(value)
 
 
 def check_removed(task: type) -> None:
-    """Refuse options that would have no effect.
+    """Refuse options that Celery has removed, since they would have no effect.
 
     Raises:
-        celery.exceptions.ImproperlyConfigured: If the task has an option that Celery had once.
+        celery.exceptions.ImproperlyConfigured: If the task has such an option.
     """
     for option, instead in REMOVED.items():
         if hasattr(task, option):
             name = getattr(task, "name", None) or f"{task.__module__}.{task.__qualname__}"
             raise ImproperlyConfigured(
-                f"Task {name!r}: Celery has no {option} since 4.0; {instead}."
+                f"Task {name!r}: Celery has no {option} since 4.0. Instead, {instead}."
             )
 
 
-def check_body(task_name: str, body: Any) -> None:
-    """Refuse what Celery has made of the body for a task that takes its arguments itself.
+def check_body(task_name: str, body: Callable[..., Any]) -> None:
+    """Refuse a body that Celery has wrapped to validate its arguments.
 
     Raises:
         celery.exceptions.ImproperlyConfigured: If the task has ``pydantic=True``.
@@ -65,13 +66,14 @@ def check_body(task_name: str, body: Any) -> None:
     if is_pydantic(body):
         raise ImproperlyConfigured(
             f"Task {task_name!r}: pydantic=True validates arguments by the signature of the body, "
-            f"which gets a list of requests here. Leave it out, and validate the arguments of each "
-            f"request in the body, for example by Model.model_validate(request.kwargs)."
+            f"but the body of a batch task gets a list of requests. Leave it out, and validate the "
+            f"arguments of each request in the body, for example by "
+            f"Model.model_validate(request.kwargs)."
         )
 
 
-def check_flush_every(task_name: str, value: Any) -> int:
-    """Return the number of requests in a full batch.
+def check_flush_every(task_name: str, value: object) -> int:
+    """Check ``flush_every`` and return it.
 
     Raises:
         celery.exceptions.ImproperlyConfigured: If it is not an int of at least 1.
@@ -84,8 +86,8 @@ def check_flush_every(task_name: str, value: Any) -> int:
     return value
 
 
-def check_flush_interval(task_name: str, value: Any) -> float:
-    """Return the seconds that a request may wait for its batch to fill.
+def check_flush_interval(task_name: str, value: object) -> float:
+    """Check ``flush_interval`` and return it in seconds.
 
     Raises:
         celery.exceptions.ImproperlyConfigured: If it is not a finite number of seconds above 0, or
@@ -101,5 +103,5 @@ def check_flush_interval(task_name: str, value: Any) -> float:
     return float(seconds)
 
 
-def _is_wait(seconds: Any) -> bool:
+def _is_wait(seconds: Any) -> bool:  # Any: type checkers know no order of `Real` and `int`.
     return bool(seconds > 0) and isfinite(seconds)

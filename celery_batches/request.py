@@ -1,10 +1,11 @@
-"""`SimpleRequest`: one call, as the body of a batch task sees it. Used in the pool."""
+"""`SimpleRequest`, one call in the list that the body gets. Used in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Context
 
@@ -13,34 +14,38 @@ from .core.outcomes import Done, Failed, Outcome, Rejected, Retried
 from .core.short_repr import short_repr
 from .core.slot import OutcomeSlot
 
+if TYPE_CHECKING:
+    from celery.result import ResultBase
+    from celery.worker.request import Request
+
 __all__ = ("SimpleRequest", "context_of", "slot_of")
 
-#: What only those who run a call may say of it.
+#: Keys of the context that a message cannot set, but only the process that runs the call.
 _NOT_FROM_MESSAGES = ("is_eager",)
 
-#: What is not pickled: what the run of a batch has recorded is of no use elsewhere.
+#: The attribute that is not pickled. It belongs to the run of a batch in one process.
 _NOT_PICKLED = "outcome_slot"
 
 
 class SimpleRequest:
-    """One call of a batch task, as its body sees it. Picklable.
+    """One call in the list that the body of a batch task gets. Picklable.
 
-    Next to the attributes listed here, every key of the call's context can be read as an
-    attribute, with the names that ``task.request`` has in an ordinary task: ``root_id``,
-    ``parent_id``, ``group``, ``group_index``, ``chain``, ``callbacks``, ``errbacks``, ``retries``,
-    ``eta``, ``expires``, ``stamps``, …, and custom headers.
+    You can also read every key of the call's context and every custom header as an attribute. The
+    names are those of ``task.request`` in an ordinary task: ``root_id``, ``parent_id``, ``group``,
+    ``group_index``, ``chain``, ``callbacks``, ``errbacks``, ``retries``, ``eta``, ``expires``,
+    ``stamps``, ….
 
     Arguments:
         id: The id of the task.
-        name: The name of the task, or the name it is shown under (``shadow``).
+        name: The name of the task, or its ``shadow`` name.
         args: Positional arguments.
         kwargs: Keyword arguments.
-        delivery_info: How the message came: ``exchange``, ``routing_key``, ``priority``,
+        delivery_info: The delivery of the message: ``exchange``, ``routing_key``, ``priority``,
             ``redelivered``.
         hostname: Node name of the worker.
-        ignore_result: Whether the result of this call is not wanted.
-        reply_to: Where an RPC caller waits for the result.
-        correlation_id: What such a caller knows the call by.
+        ignore_result: Whether to store no result of this call.
+        reply_to: The queue in which an RPC caller waits for the result.
+        correlation_id: The id of the call for an RPC caller.
         request_dict: The whole context of the call.
     """
 
@@ -55,7 +60,7 @@ class SimpleRequest:
     correlation_id: str | None = None
     request_dict: dict[str, Any] | None = None
 
-    #: Where its outcome is recorded: a slot of its own from the moment that a batch binds it.
+    #: The slot for its outcome. A batch sets it before it runs.
     outcome_slot: OutcomeSlot[SimpleRequest] | None = None
 
     def __init__(
@@ -83,9 +88,9 @@ class SimpleRequest:
         self.request_dict = request_dict
 
     @classmethod
-    def from_request(cls, request: Any) -> SimpleRequest:
+    def from_request(cls, request: Request) -> SimpleRequest:
         """Make one from the ``celery.worker.request.Request`` of a received message."""
-        # A body that came in decoded (task protocol 1) has no content type of its own.
+        # With task protocol 1 Celery has decoded the body, and the request has no content type.
         body = request.body if request.content_type is None else request.message.payload
         context = {**request.request_dict, **(body[2] or {})}
         for key in _NOT_FROM_MESSAGES:
@@ -107,7 +112,7 @@ class SimpleRequest:
         )
 
     def __getattr__(self, name: str) -> Any:
-        # Only called for what is not an attribute of its own.
+        # Python calls this only if there is no such attribute.
         context = self.request_dict
         if context is not None and name in context:
             return context[name]
@@ -117,30 +122,32 @@ class SimpleRequest:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}") from None
 
     def mark_as_done(self, result: Any = None) -> None:
-        """Succeed with this result, as a task that returns it.
+        """Mark this call as successful, as if it were a task that returns this result.
 
-        Takes effect when the body ends, also if it raises: the result goes to the result backend,
-        and what waits for this call (``link``, the next task of a chain, a chord) goes on. The
-        first outcome of a request wins: any other after it is ignored.
+        The mark takes effect when the body ends, also if the body raises. Then the worker stores
+        the result and sends the continuations of the call: its ``link``, the next task of its chain
+        and its part of a chord. The first outcome of a request wins. Later ones are ignored.
 
-        May be called from any thread.
+        You may call this from any thread.
 
         Arguments:
-            result: What the caller of this call gets.
+            result: The result of the call.
 
         Raises:
-            RuntimeError: If the batch is over.
+            RuntimeError: If the batch has ended.
         """
         self._record(Done(result))
 
     def mark_as_failure(self, exc: Exception) -> None:
-        """Fail with this exception, as a task that raises it. See `mark_as_done`.
+        """Mark this call as failed, as if it were a task that raises this exception.
+
+        See `mark_as_done` for when it takes effect.
 
         Arguments:
-            exc: What the caller of this call gets raised.
+            exc: The exception that ``get()`` of the result raises.
 
         Raises:
-            RuntimeError: If the batch is over.
+            RuntimeError: If the batch has ended.
             TypeError: If it is not an exception.
         """
         if not isinstance(exc, Exception):
@@ -155,85 +162,89 @@ class SimpleRequest:
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         exc: Exception | None = None,
-        eta: Any = None,
+        eta: datetime | None = None,
         countdown: float | None = None,
         max_retries: int | None = None,
         **options: Any,
     ) -> None:
-        """Send this call again under its own id, as ``Task.retry`` does. See `mark_as_done`.
+        """Retry this call under its own id, as ``Task.retry`` does.
+
+        See `mark_as_done` for when it takes effect.
 
         Arguments:
-            args: Positional arguments to retry with, if not the same again.
-            kwargs: Keyword arguments to retry with, if not the same again.
-            exc: Why. It is what the call fails with when it has used up its retries; without it,
-                that is ``MaxRetriesExceededError``.
-            eta: The ``datetime.datetime`` to run it at.
-            countdown: Seconds to wait. Defaults to the ``default_retry_delay`` of the task.
-            max_retries: The limit for this call, this time. Defaults to that of the task.
+            args: Positional arguments of the retry. Defaults to those of the call.
+            kwargs: Keyword arguments of the retry. Defaults to those of the call.
+            exc: The reason. If the retries are exhausted, the call fails with it. Without it, the
+                call fails with ``MaxRetriesExceededError``.
+            eta: When to run the call.
+            countdown: Seconds until the retry. Defaults to the ``default_retry_delay`` of the task.
+            max_retries: The limit for this retry. Defaults to the limit of the task.
             **options: Other calling options, such as ``queue`` or ``priority``.
 
         Raises:
-            RuntimeError: If the batch is over.
+            RuntimeError: If the batch has ended.
             TypeError: If ``exc`` is not an exception or ``countdown`` is not a number.
         """
         if exc is not None and not isinstance(exc, Exception):
             raise TypeError(f"{self!r}: exc of retry() must be an exception, not {exc!r}")
         if countdown is not None and not isinstance(countdown, Real):
-            raise TypeError(f"{self!r}: countdown of retry() is in seconds, not {countdown!r}")
-        options.pop("throw", None)  # Of Task.retry(): there is nothing to raise here.
-        given = {"args": args, "kwargs": kwargs, "eta": eta, "countdown": countdown}
+            raise TypeError(
+                f"{self!r}: countdown of retry() must be a number of seconds, not {countdown!r}"
+            )
+        options.pop("throw", None)  # An argument of `Task.retry`. This method never raises `Retry`.
+        given: dict[str, Any] = {"args": args, "kwargs": kwargs, "eta": eta, "countdown": countdown}
         given["max_retries"] = max_retries
         self._record(Retried(exc, {**given, **options}))
 
     def reject(self, requeue: bool = False) -> None:
-        """Have the broker take the message back, as a task that raises ``Reject``.
+        """Reject the message of this call, as if it were a task that raises ``Reject``.
 
-        Has no effect on the message without ``acks_late``: it is acknowledged by then. See
-        `mark_as_done`.
+        See `mark_as_done` for when it takes effect. It needs ``acks_late``. Without it, the message
+        has been acknowledged before the body runs.
 
         Arguments:
-            requeue: Whether it is to be delivered again. If not, it is dropped, or goes to the
+            requeue: Whether to requeue the message. If not, the broker drops it, or sends it to the
                 dead-letter exchange of its queue.
 
         Raises:
-            RuntimeError: If the batch is over.
+            RuntimeError: If the batch has ended.
         """
         self._record(Rejected(requeue=bool(requeue)))
 
     def _record(self, outcome: Outcome) -> None:
         slot = slot_of(self)
-        # Looked at again, since the batch may end meanwhile.
+        # Checked twice, since the batch may end in between.
         if (slot.closed or not slot.record(outcome)) and slot.closed:
             raise RuntimeError(
-                f"{self!r}: its batch is over, so it cannot be {outcome.kind} any more; do that "
+                f"{self!r}: its batch has ended, so it cannot become {outcome.kind}. Mark it "
                 f"before the body of the task returns"
             )
 
     def as_execution_options(self) -> dict[str, Any]:
-        """Return the options that send this call again, as ``Context.as_execution_options``."""
+        """Return the options to publish this call again, as ``Context.as_execution_options``."""
         options: dict[str, Any] = context_of(self).as_execution_options()
         return options
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the attribute ``key``, or ``default`` when there is none."""
+        """Return the attribute ``key``, or ``default`` if there is none."""
         return getattr(self, key, default)
 
     @property
     def chord(self) -> Any:
-        """The chord body that waits for this call, as a signature, or ``None``."""
+        """The signature of the chord body that waits for this call, or ``None``."""
         return (self.request_dict or {}).get("chord")
 
     @property
-    def children(self) -> list[Any]:
-        """Results of its callbacks and of the next task of its chain, once they were sent.
+    def children(self) -> list[ResultBase]:
+        """Results of its links and of the next task of its chain, after they are sent.
 
-        Calls made by the body belong to the whole batch, and are not here.
+        Calls that the body makes belong to the whole batch and are not in this list.
         """
         return [] if self.outcome_slot is None else list(self.outcome_slot.children)
 
     @property
     def headers(self) -> dict[str, Any] | None:
-        """Custom headers of the message, or ``None`` without any."""
+        """Custom headers of the message, or ``None`` if there are none."""
         context = self.request_dict or {}
         if context.get("headers") is not None:
             headers: dict[str, Any] = context["headers"]
@@ -256,14 +267,14 @@ class SimpleRequest:
         return (self.timelimit or (None, None))[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Each message costs this, so the rest is left to pickle's own code, which is in C.
+        # This runs for each message, so pickle's own C code does the rest.
         state = self.__dict__
         if _NOT_PICKLED not in state:
             return state
         return {key: value for key, value in state.items() if key != _NOT_PICKLED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # As pickle does by itself, after it has asked `__getattr__` in vain for this method.
+        # Without this method, pickle would first look it up through `__getattr__`.
         self.__dict__.update(state)
 
     def __repr__(self) -> str:
@@ -274,7 +285,7 @@ class SimpleRequest:
 
 
 def context_of(request: SimpleRequest, task_name: str | None = None) -> Context:
-    """Return the ``celery.app.task.Context`` that an ordinary task would have for this call."""
+    """Return the ``celery.app.task.Context`` of an ordinary task for this call."""
     return Context(
         request.request_dict or {},
         id=request.id,
@@ -291,7 +302,7 @@ def context_of(request: SimpleRequest, task_name: str | None = None) -> Context:
 
 
 def slot_of(request: SimpleRequest) -> OutcomeSlot[SimpleRequest]:
-    """Return the outcome slot of a request. Without a batch, it gets one that nobody reads."""
+    """Return the outcome slot of a request, or a new one that no batch reads."""
     slot = request.outcome_slot
     if slot is None:
         slot = request.__dict__.setdefault("outcome_slot", OutcomeSlot())

@@ -1,9 +1,10 @@
-"""`Batches`, the base class of batch tasks: its options and its methods. Runs anywhere."""
+"""`Batches`, the base class of batch tasks: its options and methods. Runs anywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from celery.result import EagerResult
 from celery.utils.functional import maybe_list
@@ -24,53 +25,60 @@ from .pool.body_methods import BodyMethods
 from .request import SimpleRequest
 from .unsupported import UnsupportedMethods
 
+if TYPE_CHECKING:
+    from celery import Celery, Signature
+    from celery.worker.consumer import Consumer
+    from celery.worker.request import Request
+
 __all__ = ("Batches",)
 
-#: By name, and other modules imported late: a client that only sends calls has no use for what
-#: runs in the worker.
+#: A name and no import, so that a client that only sends calls does not import `worker/`. For the
+#: same reason, methods import it late.
 BATCHES_STEP = "celery_batches.worker.bootstep:BatchesStep"
 
 
 class Batches(BodyMethods, UnsupportedMethods):
-    """Base class of tasks whose calls are collected in the worker and run together.
+    """Base class of tasks whose calls the worker buffers and runs together.
 
-    The body takes one argument, a list of `SimpleRequest`, one for each call::
+    The body takes one argument, a list with one `SimpleRequest` for each call::
 
         @app.task(base=Batches, flush_every=100, flush_interval=10)
         def count_click(requests): ...
 
     Raises:
-        celery.exceptions.ImproperlyConfigured: From the definition of a task, if one of the
-            options below makes no sense.
+        celery.exceptions.ImproperlyConfigured: When a task is defined with an option that cannot
+            work.
     """
 
     abstract = True
 
-    #: Whether calls are checked against the signature of the body. Their arguments are not for it.
+    #: Whether Celery checks calls against the signature of the body. The body takes other arguments
+    #: than a call, so it must not.
     typing = False
 
-    #: The number of requests in a full batch, an int of at least 1. May be a property, and may be
-    #: set while the worker runs: it is read for each request.
+    #: The number of requests in a full batch, an int of at least 1. The worker reads it for each
+    #: request. So it may be a property, and you may set it while the worker runs.
     flush_every: int = FLUSH_EVERY
 
     #: How long a request waits for its batch to fill, in seconds or as a ``datetime.timedelta``.
-    #: May be a property, and may be set while the worker runs: it is read for each request.
-    flush_interval: Any = FLUSH_INTERVAL
+    #: The worker reads it for each request. So it may be a property, and you may set it while the
+    #: worker runs.
+    flush_interval: float | timedelta = FLUSH_INTERVAL
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._check_options()
 
     def __getattr__(self, name: str) -> Any:
-        # Only called for what the task does not have.
+        # Python calls this only if the task has no such attribute.
         hint = f": {REMOVED[name]}" if name in REMOVED else ""
         raise AttributeError(f"Task {self.name!r} has no attribute {name!r}{hint}", name=name)
 
     @classmethod
-    def bind(cls, app: Any) -> Any:
-        """Bind the class to an app (Celery does, when the task is created)."""
+    def bind(cls, app: Celery) -> Celery:
+        """Bind the class to an app. Celery calls it when it creates the task."""
         bound = super().bind(app)
-        # By now ``task_annotations`` have been applied.
+        # Celery has applied `task_annotations` now.
         cls._check_options()
         app.steps["consumer"].add(BATCHES_STEP)
         app.on_after_finalize.connect(_keep_bodies)
@@ -94,7 +102,7 @@ class Batches(BodyMethods, UnsupportedMethods):
         return check_flush_interval(self.name, self.flush_interval)
 
     def run(self, requests: list[SimpleRequest]) -> Any:
-        """Process the requests: the body of the task, which each batch task defines.
+        """Process the requests. Each batch task defines this body.
 
         Arguments:
             requests: The batch, in order of arrival.
@@ -104,8 +112,8 @@ class Batches(BodyMethods, UnsupportedMethods):
         """
         raise NotImplementedError(f"{self.name} must define run(self, requests)")
 
-    def Strategy(self, task: Batches, app: Any, consumer: Any) -> Callable[..., Any]:
-        """Return the worker's handler of messages for this task (Celery calls it).
+    def Strategy(self, task: Batches, app: Celery, consumer: Consumer) -> Callable[..., Any]:
+        """Return the worker's message handler for this task. Celery calls it.
 
         Arguments:
             task: This task.
@@ -116,7 +124,7 @@ class Batches(BodyMethods, UnsupportedMethods):
 
         old = strategy_of(consumer, task.name)
         if old is None:
-            # Later, what makes no sense must not end a worker that runs: it is logged.
+            # Only at the start. A bad value must not stop a running worker, which logs it instead.
             self._check_options()
         keep_body(task)
         strategy = BatchStrategy(task, app, consumer, old=old)
@@ -124,39 +132,43 @@ class Batches(BodyMethods, UnsupportedMethods):
             old.hand_over(strategy)
         return strategy.on_message
 
-    def flush(self, requests: Iterable[Any]) -> Any:
+    def flush(self, requests: Iterable[Request]) -> Any:
         """Send requests to the worker's pool as one batch.
 
-        The worker calls this for each batch; a subclass may extend it. Requests that an override
-        has not passed on when it returns are acknowledged and ignored, with a warning; those that
-        it has acknowledged or rejected, without one. If it passes them on later, they still run. If
-        it raises, those that it has not passed on fail with that exception.
+        The worker calls this for each batch, and a subclass may override it. If an override returns
+        without passing on some requests, the worker acknowledges and ignores them with a warning.
+        There is no warning for requests that the override has acknowledged or rejected. If it
+        passes requests on later, they still run. If it raises, the requests that it has not passed
+        on fail with that exception.
 
         Arguments:
             requests: The ``celery.worker.request.Request`` of each member, as the worker buffered
-                them. Each runs once, also if it is passed on again.
+                them. Each runs once, even if it is passed on twice.
 
         Raises:
-            ValueError: If they are not requests that a worker has buffered for this task.
+            ValueError: If a worker has not buffered these requests for this task.
         """
         return self.apply_buffer(requests)
 
     def apply_buffer(
-        self, requests: Iterable[Any], args: Sequence[Any] = (), kwargs: Any = None
+        self,
+        requests: Iterable[Request],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Send requests to the worker's pool as one batch, as `flush` does.
 
         Arguments:
             requests: The ``celery.worker.request.Request`` of each member.
-            args: Positional arguments for the body, if it shall not be just the list of requests.
-                Each `SimpleRequest` in them, made by ``SimpleRequest.from_request``, stands for its
-                request: what the body marks it as counts. Those that were revoked or have expired
-                are left out of lists, tuples, sets and dictionaries.
-            kwargs: Not used; there for the signature of 0.1.
+            args: Positional arguments for the body. Defaults to the list of requests. Each
+                `SimpleRequest` in them, made by ``SimpleRequest.from_request``, stands for its
+                request, and the body may mark it. Revoked and expired requests are removed from
+                lists, tuples, sets and dictionaries.
+            kwargs: Not used. The signature of 0.1 has it.
 
         Raises:
-            ValueError: If they are not requests that a worker has buffered for this task, or there
-                is a `SimpleRequest` in ``args`` that is none of them.
+            ValueError: If a worker has not buffered these requests for this task, or if ``args``
+                has a `SimpleRequest` of another request.
         """
         members = requests if isinstance(requests, Sequence) else list(requests)
         if not members:
@@ -167,19 +179,19 @@ class Batches(BodyMethods, UnsupportedMethods):
 
     def apply(
         self,
-        args: Any = None,
-        kwargs: Any = None,
-        link: Any = None,
-        link_error: Any = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        link: Signature | Sequence[Signature] | None = None,
+        link_error: Signature | Sequence[Signature] | None = None,
         task_id: str | None = None,
         retries: int | None = None,
         throw: bool | None = None,
         logfile: str | None = None,
         loglevel: int | None = None,
-        headers: Any = None,
+        headers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> EagerResult:
-        """Run one call here and now, as a batch of one, and wait for it.
+        """Run one call in this process, as a batch of one.
 
         Arguments:
             args: Positional arguments of the call.
@@ -188,26 +200,34 @@ class Batches(BodyMethods, UnsupportedMethods):
             link_error: Error callbacks of the call.
             task_id: Id of the call.
             retries: How often the call has been retried.
-            throw: Whether to raise what the body raises. Defaults to ``task_eager_propagates``.
-            logfile: For ``task.request``.
-            loglevel: For ``task.request``.
+            throw: Whether to raise an exception of the body. Defaults to ``task_eager_propagates``.
+            logfile: The ``logfile`` of ``task.request``.
+            loglevel: The ``loglevel`` of ``task.request``.
             headers: Custom headers of the call.
             **options: Other calling options.
 
         Returns:
-            What the body has marked the call with, or else what it returned.
+            The mark of the body as a result, or else the return value of the body.
         """
         from .eager import apply_eagerly
 
         task = self._get_app().tasks[self.name]
         calls = {"callbacks": maybe_list(link), "errbacks": maybe_list(link_error)}
         context = {**calls, "retries": retries or 0, "headers": headers, **options}
-        how: dict[str, Any] = {"throw": throw, "loglevel": loglevel or 0, "logfile": logfile}
-        return apply_eagerly(task, task_id or uuid(), args or (), kwargs or {}, context, **how)
+        return apply_eagerly(
+            task,
+            task_id or uuid(),
+            args or (),
+            kwargs or {},
+            context,
+            throw=throw,
+            loglevel=loglevel or 0,
+            logfile=logfile,
+        )
 
 
-def _keep_bodies(sender: Any, **_: Any) -> None:
-    """Keep the body of each batch task, when Celery has completed it and no tool has seen it."""
+def _keep_bodies(sender: Celery, **_: Any) -> None:
+    """Keep the body of each batch task, when the app is finalized and before tools wrap it."""
     for task in sender.tasks.values():
         if isinstance(task, Batches):
             keep_body(task)

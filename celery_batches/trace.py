@@ -1,4 +1,4 @@
-"""The public name of what runs a batch in this process. Runs in the pool."""
+"""The public name of ``apply_batches_task``, which runs a batch in this process."""
 
 from __future__ import annotations
 

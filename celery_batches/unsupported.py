@@ -1,10 +1,14 @@
-"""Methods of Celery's ``Task`` that a batch refuses, with what to do instead. Runs anywhere."""
+"""Methods of Celery's ``Task`` that a batch refuses, with alternatives. Runs anywhere."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Task
+
+if TYPE_CHECKING:
+    from celery import Signature
 
 __all__ = ("UnsupportedMethods",)
 
@@ -14,18 +18,18 @@ class UnsupportedMethods(Task):  # type: ignore[misc]  # celery is not typed
 
     abstract = True
 
-    def replace(self, sig: Any) -> NoReturn:
+    def replace(self, sig: Signature) -> NoReturn:
         """Not supported: one signature cannot stand for all the calls of a batch.
 
         Raises:
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            f"{self.name}: a batch cannot be replaced by {sig!r}; send what is to follow each call "
-            f"as its link or the next task of a chain, and use request.mark_as_done(result)"
+            f"{self.name}: a batch cannot be replaced by {sig!r}. Send each call with a link or in "
+            f"a chain, and call request.mark_as_done(result) to start the next task"
         )
 
-    def add_to_chord(self, sig: Any, lazy: bool = False) -> NoReturn:
+    def add_to_chord(self, sig: Signature, lazy: bool = False) -> NoReturn:
         """Not supported: the requests of a batch may be in different chords, or in none.
 
         Raises:
@@ -36,32 +40,32 @@ class UnsupportedMethods(Task):  # type: ignore[misc]  # celery is not typed
             f"in different chords or in none"
         )
 
-    def map(self, it: Any) -> NoReturn:
-        """Not supported: it would run the body on bare arguments, in one task.
+    def map(self, it: Iterable[Any]) -> NoReturn:
+        """Not supported: it would call the body with plain arguments, in one task.
 
         Raises:
-            NotImplementedError: Always. It says what to do instead.
+            NotImplementedError: Always. The message names an alternative.
         """
         raise self._no_loop("map")
 
-    def starmap(self, it: Any) -> NoReturn:
+    def starmap(self, it: Iterable[Any]) -> NoReturn:
         """Not supported, as `map`.
 
         Raises:
-            NotImplementedError: Always. It says what to do instead.
+            NotImplementedError: Always. The message names an alternative.
         """
         raise self._no_loop("starmap")
 
-    def chunks(self, it: Any, n: int) -> NoReturn:
+    def chunks(self, it: Iterable[Any], n: int) -> NoReturn:
         """Not supported, as `map`.
 
         Raises:
-            NotImplementedError: Always. It says what to do instead.
+            NotImplementedError: Always. The message names an alternative.
         """
         raise self._no_loop("chunks")
 
     def _no_loop(self, name: str) -> NotImplementedError:
         return NotImplementedError(
-            f"{self.name}: {name}() runs a task in a loop, one item at a time, and a batch task "
-            f"takes many at once; use group({self.name}.s(item) for item in items)()"
+            f"{self.name}: {name}() runs a task in a loop, one item at a time, but a batch task "
+            f"takes many at once. Use group({self.name}.s(item) for item in items)()"
         )

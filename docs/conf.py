@@ -29,6 +29,10 @@ napoleon_numpy_docstring = False
 # of Celery stay unlinked, and any other unknown name is an error.
 _foreign = sorted({"amqp", "billiard", "celery", "kombu", "vine", *sys.stdlib_module_names})
 nitpick_ignore_regex = [("py:.*", rf"({'|'.join(map(re.escape, _foreign))})(\..*)?")]
+# The package imports some of Celery's classes for type checkers only. Beside these, the signatures
+# show the names of classes without their modules.
+_for_types = ("Celery", "Consumer", "EagerResult", "Request", "ResultBase", "Signature")
+nitpick_ignore = [("py:class", name) for name in _for_types]
 
 
 def write_tables(app):

@@ -1,1 +1,1 @@
-"""What this package knows of result backends, one file per technology. Used in the pool."""
+"""Knowledge of result backends, one file per technology. Used in the pool."""

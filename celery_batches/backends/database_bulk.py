@@ -1,26 +1,30 @@
-"""Shortcut ``bulk_results`` for databases: one transaction for all states of a batch."""
+"""Shortcut ``bulk_results`` for databases: one transaction for all states. Runs in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .state import State, copy_of
+from .state import State, copy_backend
+
+if TYPE_CHECKING:
+    from celery.backends.database import DatabaseBackend
+    from sqlalchemy.orm import Session
 
 __all__ = ("store_in_database",)
 
 
-class _Session:
-    """A database session for many states: it commits when the last of them has been stored."""
+class _SharedSession:
+    """A database session for many states, which is committed after the last of them."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self.failed = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
 
-    def join(self) -> _Session:
+    def reuse(self) -> _SharedSession:
         if self.failed:
             raise RuntimeError("the transaction has been rolled back")
         return self
@@ -35,13 +39,13 @@ class _Session:
         pass
 
 
-def store_in_database(backend: Any, states: Sequence[State]) -> list[bool]:
-    """Store states in one transaction. If one of them cannot be stored, none is."""
+def store_in_database(backend: DatabaseBackend, states: Sequence[State]) -> list[bool]:
+    """Store states in one transaction. If one state cannot be stored, none is stored."""
     from celery.backends.database import session_cleanup
 
     session = backend.ResultSession()
     with session_cleanup(session):
-        copy = copy_of(backend, ResultSession=_Session(session).join)
+        copy = copy_backend(backend, ResultSession=_SharedSession(session).reuse)
         for each in states:
             each.store(copy)
         session.commit()

@@ -1,61 +1,68 @@
-"""Shortcut ``bulk_results`` for Redis: one MGET and one transaction for all states of a batch."""
+"""Shortcut ``bulk_results`` for Redis: one MGET and one transaction. Runs in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery.utils.log import get_logger
 
-from .state import State, copy_of
+from .state import State, copy_backend
+
+if TYPE_CHECKING:
+    from celery.backends.redis import RedisBackend
 
 __all__ = ("store_in_redis",)
 
 logger = get_logger(__name__)
 
-#: Bytes after which results are sent though there are more: when they are large, neither this
-#: process nor Redis should have to hold those of a whole batch.
+#: A pipeline of so many bytes is sent before the rest of the batch is collected. So neither this
+#: process nor Redis holds all results of a batch when they are large.
 MAX_PIPELINE_BYTES = 16 * 1024 * 1024
 
+#: A key, a channel or a value, as Celery passes it to the client.
+Data: TypeAlias = str | bytes
 
-class _Client:
-    """In place of a Redis client: reads what was read before, and keeps what is written.
 
-    It has the commands that Celery stores a state with, and no others: what needs more is an error.
+class _CollectingClient:
+    """Stands in for a Redis client: answers reads from ``values``, and collects writes.
+
+    It has only the commands with which Celery stores a state. Any other command is an error.
     """
 
-    def __init__(self, found: dict[Any, Any]) -> None:
-        self.found = found
+    def __init__(self, values: dict[Data, Data | None]) -> None:
+        self.values = values
         self.commands: list[tuple[Any, ...]] = []
         self.size = 0
         self._pipeline: list[tuple[Any, ...]] = []
 
-    def get(self, key: Any) -> Any:
-        return self.found[key]
+    def get(self, key: Data) -> Data | None:
+        return self.values[key]
 
     @contextmanager
-    def pipeline(self) -> Iterator[_Client]:
+    def pipeline(self) -> Iterator[_CollectingClient]:
         self._pipeline = []
         yield self
 
-    def set(self, key: Any, value: Any) -> None:
+    def set(self, key: Data, value: Data) -> None:
         self._pipeline.append(("SET", key, value))
 
-    def setex(self, key: Any, seconds: int, value: Any) -> None:
+    def setex(self, key: Data, seconds: int, value: Data) -> None:
         self._pipeline.append(("SETEX", key, seconds, value))
 
-    def publish(self, channel: Any, value: Any) -> None:
+    def publish(self, channel: Data, value: Data) -> None:
         self._pipeline.append(("PUBLISH", channel, value))
 
     def execute(self) -> None:
         for _, key, *_, value in self._pipeline:
-            # What it would find if this had been sent: an id may come twice.
-            self.found[key] = value
+            # A later state of the same id reads this value, as if it had been sent.
+            self.values[key] = value
             self.size += len(value)
         self.commands += self._pipeline
 
     def send(self, client: Any) -> None:
+        # Any: redis-py has types for some of these methods, and not the same in each version.
         with client.pipeline() as pipeline:
             for command in self.commands:
                 pipeline.execute_command(*command)
@@ -63,29 +70,29 @@ class _Client:
         self.commands, self.size = [], 0
 
 
-def store_in_redis(backend: Any, states: Sequence[State]) -> list[bool]:
-    """Store states at once, each as Celery stores it; return for each whether it was stored."""
+def store_in_redis(backend: RedisBackend, states: Sequence[State]) -> list[bool]:
+    """Store states together, and return for each whether it was stored."""
     from redis import Redis
 
     if not isinstance(backend.client, Redis):
-        return [False] * len(states)  # Such as a cluster: it has no transactions on several nodes.
+        return [False] * len(states)  # A cluster has no transactions across its nodes.
     keys = [backend.get_key_for_task(each.request.id) for each in states]
-    client = _Client(dict(zip(keys, backend.mget(keys), strict=True)))
-    # It has no connection to lose.
-    copy = copy_of(backend, client=client, ensure=lambda fun, args, **_: fun(*args))
+    client = _CollectingClient(dict(zip(keys, backend.mget(keys), strict=True)))
+    # `ensure` retries a lost connection. The stand-in has none.
+    copy = copy_backend(backend, client=client, ensure=lambda fun, args, **_: fun(*args))
     stored = []
     for each in states:
-        stored.append(_keeps(copy, each))
+        stored.append(_try_to_store(copy, each))
         if client.size >= MAX_PIPELINE_BYTES:
             backend.ensure(client.send, (backend.client,))
     backend.ensure(client.send, (backend.client,))
     return stored
 
 
-def _keeps(copy: Any, state: State) -> bool:
+def _try_to_store(copy: RedisBackend, state: State) -> bool:
     try:
         state.store(copy)
     except Exception as exc:
-        logger.debug("Cannot store %r together with others: %r", state.request, exc)
+        logger.debug("Cannot store %r together with the rest: %r", state.request, exc)
         return False
     return True

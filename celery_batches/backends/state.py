@@ -1,34 +1,38 @@
-"""What is stored of a request in the result backend. In the pool."""
+"""The state of one request, as the result backend stores it. Used in the pool."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..request import SimpleRequest
 
-__all__ = ("State", "copy_of")
+if TYPE_CHECKING:
+    # Other rooms take the type from here, since only this room may import `celery.backends`.
+    from celery.backends.base import Backend as Backend
+
+__all__ = ("State", "copy_backend")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the result backend is to know of a request."""
+    """The arguments of ``store_result`` for one request."""
 
     request: SimpleRequest
     value: Any
     state: str
     traceback: str | None = None
 
-    def store(self, backend: Any) -> None:
-        """Store it in the backend."""
+    def store(self, backend: Backend) -> None:
+        """Store this state in the backend."""
         backend.store_result(
             self.request.id, self.value, self.state, self.traceback, request=self.request
         )
 
 
-def copy_of(backend: Any, **attributes: Any) -> Any:
-    """Return a copy of a result backend with a stand-in for its connection."""
+def copy_backend(backend: Backend, **attributes: Any) -> Backend:
+    """Return a copy of a result backend in which these attributes replace its connection."""
     copy = object.__new__(type(backend))
-    # What fails is done again by itself, not by this.
+    # A state that fails in the copy is stored separately, so the copy need not retry.
     copy.__dict__.update(backend.__dict__, **attributes, always_retry=False)
     return copy

@@ -1,1 +1,1 @@
-"""Pure rules: standard library only, no clock, no I/O, no Celery. Used by both processes."""
+"""Pure rules: the standard library only, no clock, no I/O, no Celery. Used by both processes."""

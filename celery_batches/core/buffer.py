@@ -1,4 +1,4 @@
-"""When is a batch full, or due? Pure: no Celery, no clock, no I/O. Used in the main process."""
+"""Decides when a batch is full or due. Pure. Used in the main process."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Limits:
 
 
 class Buffer(Generic[T]):
-    """Collects items until there are enough of them or the oldest has waited long enough.
+    """Collects items until a batch is full or the oldest item has waited long enough.
 
-    Every time is in seconds of one monotonic clock, which the caller owns.
+    All times are in seconds of one monotonic clock, which the caller owns.
 
     Attributes:
-        limits: When a batch is flushed. They may be changed at any time, and hold for what is
-            buffered by then too.
+        limits: When a batch is flushed. The caller may replace them at any time. New limits also
+            apply to items that are buffered already.
     """
 
     __slots__ = ("_arrivals", "_items", "limits")
@@ -68,7 +68,7 @@ class Buffer(Generic[T]):
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._items: list[T] = []
-        #: When each item came in.
+        #: The arrival time of each item.
         self._arrivals: list[float] = []
 
     def __len__(self) -> int:
@@ -81,38 +81,38 @@ class Buffer(Generic[T]):
 
     @property
     def next_wakeup(self) -> float | None:
-        """When `poll` will have something to emit, or ``None`` while the buffer is empty."""
+        """The time at which `poll` returns a batch, or None while the buffer is empty."""
         return self._arrivals[0] + self.limits.flush_interval if self._arrivals else None
 
     def add(self, item: T, *, now: float) -> bool:
-        """Take in an item; return whether there are enough for a full batch now."""
+        """Add an item, and return whether there are enough for a full batch."""
         self._items.append(item)
         self._arrivals.append(now)
         return len(self._items) >= self.limits.flush_every
 
     def take_full(self) -> Batch[T] | None:
-        """Return a full batch of the oldest items, if there are so many."""
+        """Return a full batch of the oldest items, or None if there are too few."""
         return self._emit("size") if self.is_full else None
 
     def poll(self, *, now: float) -> list[Batch[T]]:
-        """Return what is due: everything, once the oldest item has waited `flush_interval`."""
+        """Return all items as batches if the oldest has waited `flush_interval`, else nothing."""
         wakeup = self.next_wakeup
         return self.drain("interval") if wakeup is not None and wakeup <= now else []
 
     def drain(self, trigger: Trigger = "shutdown") -> list[Batch[T]]:
-        """Return all that is left, as batches to be run."""
+        """Empty the buffer and return its items as batches to run."""
         batches = []
         while self._items:
             batches.append(self._emit("size" if self.is_full else trigger))
         return batches
 
     def discard(self) -> list[T]:
-        """Forget all that is left and return it: it will not be run from here."""
+        """Empty the buffer and return its items, which will not run in this worker."""
         items, self._items, self._arrivals = self._items, [], []
         return items
 
     def _emit(self, trigger: Trigger) -> Batch[T]:
-        """Return the oldest items as a batch: never more than `flush_every`."""
+        """Return the oldest items as a batch of at most `flush_every`."""
         size = self.limits.flush_every
         batch = Batch(tuple(self._items[:size]), trigger)
         del self._items[:size], self._arrivals[:size]

@@ -1,4 +1,4 @@
-"""The names that the context of a running task has in Celery. Pure. Used in both processes."""
+"""The names and defaults of a task's context in Celery. Pure. Used in both processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 __all__ = ("CONTEXT_DEFAULTS", "CONTEXT_KEYS", "NOT_CUSTOM")
 
-#: What a running task's context says of anything that its message leaves out
-#: (the defaults of ``celery.app.task.Context``).
+#: The values of a context for keys that the message leaves out: the defaults of
+#: ``celery.app.task.Context``.
 CONTEXT_DEFAULTS: dict[str, Any] = {
     "callbacks": None,
     "called_directly": False,
@@ -34,8 +34,8 @@ CONTEXT_DEFAULTS: dict[str, Any] = {
     "utc": None,
 }
 
-#: Keys of a context that are not custom headers: the headers of task protocol 2, what it embeds in
-#: the body, and what the worker adds on receipt.
+#: The keys of a context that Celery defines: the headers of task protocol 2, the keys that the
+#: protocol embeds in the body, and the keys that the worker adds on receipt.
 CONTEXT_KEYS = frozenset(
     (
         *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries"),

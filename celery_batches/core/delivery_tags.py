@@ -1,63 +1,67 @@
-"""Which deliveries of an AMQP channel have been acknowledged, and how to say so of more. Pure."""
+"""Decides which AMQP deliveries one frame may acknowledge. Pure. Used in the main process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
-__all__ = ("DeliveryTags",)
+__all__ = ("Ack", "DeliveryTags")
 
-#: Acknowledged deliveries after one that is not. With more, that one is taken to stay.
-BEYOND = 10_000
+#: A delivery tag, and whether it acknowledges all outstanding deliveries up to this one.
+Ack: TypeAlias = "tuple[int, bool]"
+
+#: The most acknowledged deliveries to remember after a gap. With more, the gap is taken to stay.
+MAX_AFTER_GAP = 10_000
 
 
 class DeliveryTags:
     """The delivery tags of one channel that have been acknowledged here.
 
-    A channel numbers its deliveries 1, 2, 3, … and what acknowledges one may be for ``multiple``:
-    all that are outstanding up to this one (AMQP 0-9-1, ``basic.ack``). It may be only where each
-    of those has been acknowledged here. A delivery that nobody has acknowledged yet, or that
-    somebody else has, is a gap, and nothing here is ever for what comes before a gap.
+    A channel numbers its deliveries 1, 2, 3, … A ``basic.ack`` with ``multiple`` acknowledges all
+    outstanding deliveries up to its tag (AMQP 0-9-1). This class allows ``multiple`` only if each
+    of these deliveries was acknowledged here. A delivery that is still outstanding, or that other
+    code has acknowledged, is a gap. No frame with ``multiple`` crosses a gap.
     """
 
-    __slots__ = ("_beyond", "_up_to")
+    __slots__ = ("_after_gap", "_up_to")
 
     def __init__(self) -> None:
-        #: All up to this one are acknowledged; None if that is not kept track of any more.
+        #: All deliveries up to this one are acknowledged. None after `stop_multiple`.
         self._up_to: int | None = 0
-        #: Those that are so after the first gap.
-        self._beyond: set[int] = set()
+        #: The acknowledged deliveries after the first gap.
+        self._after_gap: set[int] = set()
 
-    def acknowledge(self, tags: Sequence[int]) -> list[tuple[int, bool]]:
-        """Return what to say of these deliveries, in order: a tag, and whether it is for multiple.
+    def acknowledge(self, tags: Sequence[int]) -> list[Ack]:
+        """Return ``(delivery_tag, multiple)`` pairs to acknowledge, in the order to write them.
 
         Arguments:
-            tags: Those of deliveries that are to be acknowledged now.
+            tags: The delivery tags to acknowledge now.
         """
         ordered = sorted(tags)
-        if self._up_to is not None and self._knows_any(ordered):
-            self.give_up()  # The numbers have begun anew: another channel in the place of this one.
+        if self._up_to is not None and self._has_any(ordered):
+            self.stop_multiple()  # The numbers have restarted: this is another channel.
         if self._up_to is None:
             return [(tag, False) for tag in ordered]
-        taken = 0
+        covered = 0
         for tag in ordered:
             if tag != self._up_to + 1:
                 break
             self._up_to = tag
-            taken += 1
-            while self._up_to + 1 in self._beyond:
+            covered += 1
+            while self._up_to + 1 in self._after_gap:
                 self._up_to += 1
-                self._beyond.discard(self._up_to)
-        said = [(ordered[taken - 1], taken > 1)] if taken else []
-        others = ordered[taken:]
-        self._beyond.update(others)
-        if len(self._beyond) > BEYOND:
-            self.give_up()
-        return said + [(tag, False) for tag in others]
+                self._after_gap.discard(self._up_to)
+        acks = [(ordered[covered - 1], covered > 1)] if covered else []
+        single_tags = ordered[covered:]
+        self._after_gap.update(single_tags)
+        if len(self._after_gap) > MAX_AFTER_GAP:
+            self.stop_multiple()
+        return acks + [(tag, False) for tag in single_tags]
 
-    def give_up(self) -> None:
-        """From now on, acknowledge each by itself."""
+    def stop_multiple(self) -> None:
+        """Acknowledge each delivery separately from now on."""
         self._up_to = None
-        self._beyond.clear()
+        self._after_gap.clear()
 
-    def _knows_any(self, ordered: Sequence[int]) -> bool:
-        return ordered[0] <= (self._up_to or 0) or not self._beyond.isdisjoint(ordered)
+    def _has_any(self, ordered: Sequence[int]) -> bool:
+        return ordered[0] <= (self._up_to or 0) or not self._after_gap.isdisjoint(ordered)

@@ -1,7 +1,7 @@
-"""What became of each request of a batch. Pure. Used in the pool.
+"""The outcomes of a request. Pure. Used in the pool.
 
-Each request ends in exactly one outcome, and the first one that is recorded wins. How far an
-outcome has been applied (stored, continuations sent) is not part of it: see `core.slot.Progress`.
+Each request ends in exactly one outcome, and the first recorded outcome wins. `core.slot.Progress`
+says how far an outcome has been applied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = (
     "tally",
 )
 
-#: The name of an outcome, as the log says it.
+#: The name of an outcome in the log.
 Kind = Literal["done", "failed", "retried", "rejected", "ignored", "unmarked", "repeated"]
 
 
@@ -48,12 +48,12 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """The request is sent again.
+    """The request is retried.
 
     Attributes:
-        exc: Why, if that was said.
-        options: How, as the arguments of ``Task.retry``. None if it is not to be sent from here:
-            in Celery, a ``Retry`` that is raised by hand sends nothing.
+        exc: The reason, if one was given.
+        options: The arguments of ``Task.retry``. None if nothing is published: in Celery, raising a
+            ``Retry`` by hand publishes nothing.
     """
 
     exc: BaseException | None = None
@@ -63,11 +63,11 @@ class Retried:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The broker takes the message back.
+    """The message is rejected.
 
     Attributes:
-        exc: The ``Reject`` that was raised, if one was.
-        requeue: Whether the broker is to deliver it again, if no ``Reject`` says so.
+        exc: The ``Reject`` that was raised, if one was. It has its own ``requeue``.
+        requeue: Whether to requeue the message, if there is no ``Reject``.
     """
 
     exc: BaseException | None = None
@@ -77,7 +77,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """The request ends without a state, since this ``Ignore`` was raised."""
+    """The request ends without a state, because this ``Ignore`` was raised."""
 
     exc: BaseException
     kind: ClassVar[Kind] = "ignored"
@@ -92,7 +92,7 @@ class Unmarked:
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """The message was delivered again, and its request was done before: it is not run again."""
+    """The message was redelivered, and its request has succeeded before. It does not run again."""
 
     kind: ClassVar[Kind] = "repeated"
 
@@ -102,12 +102,12 @@ Outcome: TypeAlias = Done | Failed | Retried | Rejected | Ignored | Unmarked | R
 UNMARKED = Unmarked()
 
 
-def decide(own: Iterable[Outcome | None], *, default: Outcome) -> list[Outcome]:
-    """Give every request exactly one outcome: its own if it has one, else that of the body."""
-    return [outcome or default for outcome in own]
+def decide(recorded: Iterable[Outcome | None], *, default: Outcome) -> list[Outcome]:
+    """Give each request exactly one outcome: the recorded one, or else the default."""
+    return [outcome or default for outcome in recorded]
 
 
 def tally(kinds: Iterable[Kind], *, usual: frozenset[str]) -> str:
-    """Count the requests that ended in another than the usual way: ``"2 failed, 1 retried"``."""
+    """Count the outcomes that are not usual, such as ``"2 failed, 1 retried"``."""
     counts = Counter(kind for kind in kinds if kind not in usual)
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())

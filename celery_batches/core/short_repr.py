@@ -1,9 +1,8 @@
-"""A representation for the log that stays short. Pure. Used in both processes."""
+"""Shortens the representation of a value for the log. Pure. Used in both processes."""
 
 from __future__ import annotations
 
 import reprlib
-from typing import Any
 
 __all__ = ("short_repr",)
 
@@ -16,13 +15,13 @@ class _ShortRepr(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         try:
             return super().repr_int(x, level)
-        except ValueError:  # More digits than Python is willing to write.
+        except ValueError:  # More digits than Python converts to a string.
             return f"<int of {x.bit_length()} bits>"
 
 
 _short = _ShortRepr()
 
 
-def short_repr(value: Any) -> str:
-    """Return the representation of a value, with long parts of it left out."""
+def short_repr(value: object) -> str:
+    """Return the representation of a value, without its long parts."""
     return _short.repr(value)

@@ -1,8 +1,8 @@
-"""The outcome slot of a request: what two rooms share of it. Pure. Used in the pool.
+"""The outcome slot of a request, and the protocol of a running batch. Pure. Used in the pool.
 
-A request gets a slot when a batch takes it in (`bind`). The body, its helper threads and what
-intercepts the result backend `record` an outcome there, and the first one wins. When the body has
-ended the slot is closed, and whatever comes after that is refused.
+A batch gives each of its requests a slot before it runs. The body, its helper threads and
+`pool.marking` record an outcome there, and the first one wins. When the body has ended, the slot is
+closed and refuses any later outcome.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ R_co = TypeVar("R_co", covariant=True)
 class Progress(IntEnum):
     """How far the outcome of a request has been applied."""
 
-    #: It is known here only.
+    #: Recorded in the slot only.
     RECORDED = 0
-    #: The result backend has it. Continuations are not sent yet.
+    #: Stored in the result backend. Continuations are not sent yet.
     STORED = 1
-    #: The result backend has it, and all that follows from it was sent.
-    TOLD = 2
+    #: Stored in the result backend, and continuations are sent.
+    COMPLETE = 2
 
 
 class RunningBatch(Protocol[R]):
-    """The batch that runs, as its requests and the methods of its task see it."""
+    """The running batch, as its requests and the methods of its task see it."""
 
     @property
     def task(self) -> Any:
-        """The batch task."""
+        """The batch task. Its type is Any, since the core does not know Celery."""
 
     @property
     def requests(self) -> Sequence[R]:
@@ -43,7 +43,7 @@ class RunningBatch(Protocol[R]):
 
     @property
     def by_id(self) -> Mapping[str | None, R]:
-        """The same, by id."""
+        """The requests of the batch, by id."""
 
     @property
     def eager(self) -> bool:
@@ -56,19 +56,19 @@ class RunningBatch(Protocol[R]):
 class OutcomeSlot(Generic[R]):
     """Where the outcome of one request is recorded while its batch runs.
 
-    There is one for each request of each batch. So it takes no more than one attribute until
-    something happens to it, and recording is one step of the attributes' dictionary.
+    Each request of each batch has one, so it has to be small. It has one instance attribute until
+    an outcome is recorded. Recording is one atomic operation on the dictionary of attributes.
     """
 
-    #: The batch that runs. None before and after.
+    #: The running batch. None before and after its run.
     batch: RunningBatch[R] | None
     #: Whether the batch has ended.
     closed: bool = False
     #: How far the outcome has been applied.
     progress: Progress = Progress.RECORDED
-    #: Results of the tasks that were sent because the request is done.
+    #: Results of the continuations that were sent.
     children: Sequence[Any] = ()
-    #: The outcome, if one was recorded.
+    #: The recorded outcome, if there is one.
     outcome: Outcome | None = None
 
     def __init__(self, batch: RunningBatch[R] | None = None) -> None:
@@ -79,21 +79,21 @@ class OutcomeSlot(Generic[R]):
         self.__dict__ = {"batch": batch}
 
     def record(self, outcome: Outcome) -> bool:
-        """Record an outcome; return whether it counts. The first one wins."""
-        # One step, since helper threads of the body may record outcomes.
+        """Record an outcome, and return whether it counts. The first one wins."""
+        # Atomic, since helper threads of the body may record outcomes.
         return self.__dict__.setdefault("outcome", outcome) is outcome
 
     def replace(self, outcome: Outcome | None) -> None:
-        """Replace the outcome after the write to the backend failed; None clears it."""
+        """Replace the outcome after the write to the backend failed. None clears it."""
         if outcome is None:
             self.__dict__.pop("outcome", None)
         else:
             self.outcome = outcome
 
     def close(self) -> Outcome | None:
-        """Refuse any outcome from now on, since the body has ended; return what there is."""
+        """Refuse any later outcome, since the body has ended. Return the recorded one, or None."""
         self.batch = None
         self.closed = True
-        # A thread that has not found it closed yet is too late all the same.
+        # This also refuses the outcome of a thread that has checked `closed` before.
         final: Outcome | None = self.__dict__.setdefault("outcome", None)
         return final

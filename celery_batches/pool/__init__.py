@@ -1,1 +1,1 @@
-"""The child side: runs the body of a batch and applies the outcome of each request."""
+"""The pool: runs the body of a batch and applies the outcome of each request."""

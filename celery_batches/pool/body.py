@@ -1,60 +1,62 @@
-"""The body of a task, below what tools have put around it. Runs wherever a task is defined."""
+"""Finds the body of a task below the wrappers of tools. Runs wherever a task is defined."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import Task
 from celery.utils.objects import mro_lookup
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("Body", "body_of", "keep_body")
 
 
 class Body(NamedTuple):
-    """What runs the body of a task.
+    """The callables that run the body of a task.
 
     Attributes:
-        call: What a batch calls: ``__call__`` if the task has its own, else ``run``.
-        run: What the task has as ``run``: with ``autoretry_for``, a function that Celery has put
-            around the body.
+        call: The callable for a batch: ``__call__`` if the task defines one, else ``run``.
+        run: The ``run`` of the task. With ``autoretry_for`` it is Celery's wrapper of the body.
     """
 
     call: Callable[..., Any]
     run: Callable[..., Any]
 
 
-def body_of(task: Any) -> Body:
-    """Return the body of a task, without what was put around it since `keep_body`.
+def body_of(task: Batches) -> Body:
+    """Return the body of a task, without the wrappers that were added since `keep_body`.
 
-    Whatever replaces the body, such as a mock in a test, counts.
+    If the body was replaced, for example by a mock, return the replacement.
     """
-    now = _body_now(task)
+    current = _current_body(task)
     kept: Body | None = task.__dict__.get("__body__")
-    return kept if kept is not None and _wraps(now.run, kept.run) else now
+    return kept if kept is not None and _wraps(current.run, kept.run) else current
 
 
-def keep_body(task: Any) -> None:
-    """Keep the body as it is now, before a worker builds its tracers.
+def keep_body(task: Batches) -> None:
+    """Keep the current body, before a worker builds its tracers.
 
-    A worker builds a tracer for each task when it starts, which no batch is run by. Tools that
-    hook into that put a wrapper around ``run`` or ``__call__`` of the task. They put one around
-    those of a batch too (see `pool.tracer`), and would see each exception twice.
+    A worker that starts builds a tracer for each task. No batch uses this one, but tools wrap
+    ``run`` or ``__call__`` of the task while it is built. They also wrap the tracer of a batch
+    (see `pool.tracer`), so with both wrappers they would report each exception twice.
     """
-    task.__dict__.setdefault("__body__", _body_now(task))
+    task.__dict__.setdefault("__body__", _current_body(task))
 
 
-def _body_now(task: Any) -> Body:
+def _current_body(task: Batches) -> Body:
     run = task.run
-    # A worker gives Celery's base class a ``__call__`` that protects its stack of requests.
+    # A worker gives Celery's base class a `__call__` that protects the request stack.
     if mro_lookup(task.__class__, "__call__") is not Task:
         return Body(MethodType(task.__class__.__call__, task), run)
     return Body(run, run)
 
 
-def _wraps(function: Any, kept: Any) -> bool:
-    """Whether it is that function, or a wrapper around it (see ``functools.wraps``)."""
+def _wraps(function: Callable[..., Any] | None, kept: Callable[..., Any]) -> bool:
+    """Whether the function is the kept one, or a ``functools.wraps`` wrapper of it."""
     kept = getattr(kept, "__func__", kept)
     while function is not None:
         if getattr(function, "__func__", function) is kept:

@@ -1,11 +1,12 @@
-"""What the body of a batch calls of its task: for all requests, or for one. Runs in the pool.
+"""The methods of a task that the body calls, for all requests or for one. Runs in the pool.
 
-In a context that is not that of a batch, all of these do what Celery's do.
+Outside of a batch, each of them calls Celery's own method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from celery import Task
@@ -26,7 +27,7 @@ OWN_ARGUMENTS = (
 
 
 class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
-    """The methods of a task that are about its current request, for a batch of them."""
+    """Overrides the methods that act on the current request, so that they act on a batch."""
 
     abstract = True
 
@@ -36,28 +37,30 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
         kwargs: Mapping[str, Any] | None = None,
         exc: Exception | None = None,
         throw: bool = True,
-        eta: Any = None,
+        eta: datetime | None = None,
         countdown: float | None = None,
         max_retries: int | None = None,
         **options: Any,
     ) -> Retry:
-        """Retry every request of the batch that has no outcome yet: each under its own id.
+        """Retry every request of the batch that has no outcome yet, under its own id.
 
-        Requests over the limit fail. To retry only some, call ``retry()`` of each.
+        Requests whose retries are exhausted fail. To retry only some requests, call the ``retry()``
+        of each of them.
 
         Arguments:
-            args: Not for a batch: its requests have arguments of their own.
-            kwargs: Not for a batch.
-            exc: Why. Requests over the limit fail with it, or with ``MaxRetriesExceededError``.
-            throw: Whether to raise the ``Retry``, so that the body ends here, or to return it.
-            eta: The ``datetime.datetime`` to run them at.
-            countdown: Seconds to wait for the retry. Defaults to ``default_retry_delay``.
-            max_retries: The limit, this time. Defaults to that of the task.
+            args: Refused for a batch, since each request keeps its own arguments.
+            kwargs: Refused for a batch.
+            exc: The reason. Requests whose retries are exhausted fail with it. Without it, they
+                fail with ``MaxRetriesExceededError``.
+            throw: Whether to raise the ``Retry``, which ends the body, or to return it.
+            eta: When to run the requests.
+            countdown: Seconds until the retry. Defaults to ``default_retry_delay``.
+            max_retries: The limit for this retry. Defaults to the limit of the task.
             **options: Other calling options, such as ``queue`` or ``priority``.
 
         Raises:
             celery.exceptions.Retry: Unless ``throw`` is false.
-            TypeError: If there are ``args`` or ``kwargs``.
+            TypeError: If ``args`` or ``kwargs`` are given for a batch.
         """
         options.update(exc=exc, eta=eta, countdown=countdown, max_retries=max_retries)
         batch = running_batch(self)
@@ -77,20 +80,20 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Retry:
-        """Send one request of a batch again, by Celery's own ``Task.retry``.
+        """Publish one request of a batch again, by Celery's own ``Task.retry``.
 
-        This is what ``request.retry()`` and `retry` come down to, when the body has ended.
+        The pool calls it for ``request.retry()`` and for `retry`, after the body has ended.
 
         Arguments:
             request: The request.
-            args: Positional arguments to retry with, if not the same again.
-            kwargs: Keyword arguments to retry with, if not the same again.
+            args: Positional arguments of the retry. Defaults to those of the request.
+            kwargs: Keyword arguments of the retry. Defaults to those of the request.
             **options: The other arguments of ``Task.retry``.
 
         Raises:
-            celery.exceptions.MaxRetriesExceededError: If it was retried often enough, and
-                ``exc`` is not given; else that is raised.
-            celery.exceptions.Reject: If it cannot be sent.
+            celery.exceptions.MaxRetriesExceededError: If the retries are exhausted and there is no
+                ``exc``. With ``exc``, that exception is raised.
+            celery.exceptions.Reject: If the message cannot be published.
         """
         if args is not None or kwargs is not None:
             args = request.args if args is None else args
@@ -99,18 +102,18 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
             try:
                 return super().retry(args, kwargs, throw=False, **options)
             finally:
-                # Celery keeps the limit of one retry on the task, for ``autoretry_for``.
+                # Celery leaves the limit of this one retry on the task, for `autoretry_for`.
                 self.__dict__.pop("override_max_retries", None)
 
     def update_state(
         self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any
     ) -> None:
-        """Set a state of your own for one request of the batch, or for all without an outcome.
+        """Store a custom state for one request of the batch, or for all without an outcome.
 
         Arguments:
             task_id: Id of the request. Defaults to all requests that have no outcome yet.
             state: Name of the state, such as ``"PROGRESS"``.
-            meta: What goes with it.
+            meta: The metadata of the state.
             **kwargs: Other arguments of the result backend's ``store_result``.
         """
         batch = running_batch(self)
@@ -121,16 +124,20 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
             self.backend.store_result(request.id, meta, state, request=request, **kwargs)
 
     def send_event(
-        self, type_: str, retry: bool = True, retry_policy: Any = None, **fields: Any
+        self,
+        type_: str,
+        retry: bool = True,
+        retry_policy: Mapping[str, Any] | None = None,
+        **fields: Any,
     ) -> None:
-        """Send an event of your own for each request of the batch.
+        """Send a custom event for each request of the batch.
 
         Arguments:
             type_: Type of the event, such as ``"task-progress"``.
-            retry: Whether to try again when the connection is lost.
-            retry_policy: How. Defaults to ``task_publish_retry_policy``.
-            **fields: What the event says. With ``uuid``, the id of a request, it is sent for that
-                one only.
+            retry: Whether to retry when the connection is lost.
+            retry_policy: The policy of these retries. Defaults to ``task_publish_retry_policy``.
+            **fields: Fields of the event. With ``uuid``, the id of a request, the event is sent for
+                that request only.
         """
         batch = running_batch(self)
         if batch is None:

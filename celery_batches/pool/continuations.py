@@ -1,15 +1,21 @@
-"""Sends what continues when a request is done: its link, its chain. Runs in the pool."""
+"""Sends the links of a done request and the next task of its chain. Runs in the pool."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import canvas
 
 from ..compat import publish
 from ..request import SimpleRequest, slot_of
 from .context import acting_as
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.app.task import Context
+
+    from ..task import Batches
 
 __all__ = (
     "has_continuations",
@@ -21,7 +27,7 @@ __all__ = (
 
 
 def sends_on_success(request: SimpleRequest) -> bool:
-    """Whether a task is sent when the request is done: its link, or the next of its chain."""
+    """Whether the pool sends a task when the request is done: a link or the next of its chain."""
     get = (request.request_dict or {}).get
     return bool(get("callbacks") or get("chain"))
 
@@ -32,20 +38,20 @@ def is_awaited(request: SimpleRequest) -> bool:
 
 
 def has_continuations(request: SimpleRequest) -> bool:
-    """Whether a task continues when the request has ended, in whichever way."""
+    """Whether the request has a link, a chain, a chord or an errback."""
     return is_awaited(request) or bool((request.request_dict or {}).get("errbacks"))
 
 
-def parent_context(task: Any, request: SimpleRequest) -> AbstractContextManager[Any]:
+def parent_context(task: Batches, request: SimpleRequest) -> AbstractContextManager[Context | None]:
     """Push the request's context, so that continuations inherit its id as ``parent_id``."""
     return acting_as(task, request) if has_continuations(request) else nullcontext()
 
 
-def send_continuations(task: Any, request: SimpleRequest, value: Any) -> None:
-    """Send the callbacks of a done request, and the next task of its chain.
+def send_continuations(task: Batches, request: SimpleRequest, value: Any) -> None:
+    """Send the links of a done request, and the next task of its chain.
 
-    Before the result is stored, so that this knows the request's children (as in
-    ``celery.app.trace``). The request must be the current one of the task.
+    Call it before the result is stored, because the stored result lists the children of the
+    request, as in ``celery.app.trace``. The request must be the current one of the task.
     """
     callbacks, chain = request.callbacks, request.chain
     if not callbacks and not chain:
@@ -57,20 +63,21 @@ def send_continuations(task: Any, request: SimpleRequest, value: Any) -> None:
         "priority": _inherited_priority(app, request),
     }
     signatures = [canvas.signature(callback, app=app) for callback in callbacks or ()]
-    # A group leaves a trail of its own: it is sent as it is.
+    # A group records its own children, so each group is sent separately, as in Celery.
     groups = [sig for sig in signatures if isinstance(sig, canvas.group)]
-    others = [sig for sig in signatures if not isinstance(sig, canvas.group)]
-    if len(others) > 1:
-        others = [canvas.group(others, app=app)]
-    for sig in [*groups, *others]:
+    single_tasks = [sig for sig in signatures if not isinstance(sig, canvas.group)]
+    if len(single_tasks) > 1:
+        single_tasks = [canvas.group(single_tasks, app=app)]
+    for sig in [*groups, *single_tasks]:
         publish(app, sig.apply_async, (value,), **options)
     if chain:
-        following = canvas.signature(chain[-1], app=app)
-        publish(app, following.apply_async, (value,), chain=chain[:-1], **options)
+        next_task = canvas.signature(chain[-1], app=app)
+        publish(app, next_task.apply_async, (value,), chain=chain[:-1], **options)
     slot_of(request).children = task.request.children
 
 
-def _inherited_priority(app: Any, request: SimpleRequest) -> Any:
+def _inherited_priority(app: Celery, request: SimpleRequest) -> int | None:
     if not app.conf.task_inherit_parent_priority:
         return None
-    return (request.delivery_info or {}).get("priority")
+    priority: int | None = (request.delivery_info or {}).get("priority")
+    return priority

@@ -1,4 +1,4 @@
-"""The one table of how a request can end: by exception, by outcome, by state. Runs in the pool."""
+"""The table from exceptions to outcomes, and from outcomes to Celery's states. Runs in the pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..core.outcomes import (
 
 __all__ = ("STATES", "outcome_of")
 
-#: What Celery calls the state of a task that has ended in this way.
+#: The state that Celery gives a task with this outcome.
 STATES: dict[type[Outcome], str] = {
     Done: states.SUCCESS,
     Unmarked: states.SUCCESS,
@@ -31,10 +31,10 @@ STATES: dict[type[Outcome], str] = {
 
 
 def outcome_of(exc: BaseException) -> Outcome:
-    """Return how a request ends that this exception was raised for."""
+    """Return the outcome of a request for which this exception was raised."""
     match exc:
         case Retry():
-            # Raised by hand: as in Celery, that alone sends nothing.
+            # As in Celery, raising a `Retry` by hand publishes nothing.
             return Retried(exc.exc)
         case Reject():
             return Rejected(exc)

@@ -1,4 +1,4 @@
-"""What is made of the exceptions of a batch. Runs in the pool."""
+"""Turns the exceptions of a batch into ``ExceptionInfo`` values. Runs in the pool."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class BodyEnd:
     """How the body has ended.
 
     Attributes:
-        retval: What it returned.
-        error: What it raised, in a form that can be pickled.
-        einfo: The ``ExceptionInfo`` of that.
+        retval: The value that it returned.
+        error: The exception that it raised, in a form that can be pickled.
+        einfo: The ``ExceptionInfo`` of this exception.
     """
 
     retval: Any = None
@@ -34,7 +34,7 @@ class BodyEnd:
 
     @classmethod
     def of(cls, exc: BaseException) -> BodyEnd:
-        """Return that of a body which has raised this exception."""
+        """Return the end of a body that has raised this exception."""
         if isinstance(outcome_of(exc), Ignored | Rejected):
             return cls(error=exc, einfo=error_info(exc, internal=True))
         error = pickleable(exc)
@@ -42,14 +42,14 @@ class BodyEnd:
 
     @property
     def outcome(self) -> Outcome:
-        """The outcome of each request that has none of its own."""
+        """The outcome of each request that the body has not marked."""
         return UNMARKED if self.error is None else outcome_of(self.error)
 
 
 class ExceptionInfos:
-    """Makes the ``ExceptionInfo`` of each exception once, for all requests that have it in common.
+    """Makes one ``ExceptionInfo`` for all requests that share an exception.
 
-    It is sent to the main process once then.
+    Pickle then writes it once for the whole batch.
 
     Arguments:
         end: How the body has ended.
@@ -68,22 +68,25 @@ class ExceptionInfos:
         return self._once("pickleable", exc, lambda: pickleable(exc))
 
     def failure(self, exc: BaseException) -> ExceptionInfo:
-        """Return that of the exception that a request has failed with."""
+        """Return the ``ExceptionInfo`` of a failed request."""
         return self._of_body(exc) or self._once("failure", exc, lambda: error_info(exc))
 
     def retry(self, reason: Retry, exc: BaseException | None) -> ExceptionInfo:
-        """Return that of a retry: the same for all that are retried for the same reason."""
+        """Return the ``ExceptionInfo`` of a retry, shared by all retries for the same reason."""
         error = self._end.error
         if isinstance(error, Retry) and error.exc is exc and self._end.einfo is not None:
             return self._end.einfo
         return self._once("retry", exc, lambda: error_info(reason))
 
     def internal(self, exc: BaseException) -> ExceptionInfo:
-        """Return that of an ``Ignore`` or ``Reject``."""
+        """Return the ``ExceptionInfo`` of an ``Ignore`` or ``Reject``."""
         return self._of_body(exc) or error_info(exc, internal=True)
 
     def reported(self, exc: BaseException, einfo: ExceptionInfo) -> ExceptionInfo:
-        """Return what the main process is told of a failure: some exceptions would end it."""
+        """Return the ``ExceptionInfo`` to report to the main process.
+
+        Celery's main process raises some exceptions again and would end, so these are replaced.
+        """
         if isinstance(exc, Exception) and not isinstance(exc, MemoryError):
             return einfo
         return self._once("reported", exc, lambda: error_info(RuntimeError(repr(exc))))
@@ -94,7 +97,7 @@ class ExceptionInfos:
     def _once(self, use: str, exc: BaseException | None, make: Callable[[], T]) -> T:
         key = use, id(exc)
         if key not in self._made:
-            # With the exception, so that no other gets its id.
+            # Keeping the exception alive keeps its id unique.
             self._made[key] = make(), exc
         made: T = self._made[key][0]
         return made

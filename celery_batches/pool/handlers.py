@@ -1,9 +1,9 @@
-"""Calls the handlers of a task, and sends its signals, for one request of a batch. In the pool."""
+"""Calls the handlers of a task and sends its signals, for one request. Runs in the pool."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
@@ -14,11 +14,14 @@ from celery.utils.log import get_logger
 from ..request import SimpleRequest
 from .context import acting_as
 
+if TYPE_CHECKING:
+    from ..task import Batches
+
 __all__ = ("Handlers",)
 
 logger = get_logger(__name__)
 
-NAMES = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
+HANDLER_NAMES = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +30,21 @@ class Handlers:
 
     Attributes:
         task: The batch task.
-        names: Those that the task has of its own. Celery's do nothing.
-        raises: Whether an error in a handler is raised. If not it is logged, since it does not
-            change how the request has ended.
+        names: The handlers that the task overrides. Celery's own do nothing.
+        raises: Whether to raise an error of a handler. Otherwise it is logged, and the outcome of
+            the request does not change.
     """
 
-    task: Any
+    task: Batches
     names: frozenset[str] = frozenset()
     raises: bool = False
 
     @classmethod
-    def of(cls, task: Any, *, raises: bool) -> Handlers:
+    def of(cls, task: Batches, *, raises: bool) -> Handlers:
         """Return the handlers of a task."""
-        return cls(task, frozenset(name for name in NAMES if task_has_custom(task, name)), raises)
+        return cls(
+            task, frozenset(name for name in HANDLER_NAMES if task_has_custom(task, name)), raises
+        )
 
     def __bool__(self) -> bool:
         return bool(self.names)
@@ -48,25 +53,25 @@ class Handlers:
         """Call ``before_start``.
 
         Raises:
-            Exception: Whatever it raises: then the request is not run.
+            Exception: Whatever the handler raises. The request does not run then.
         """
         if "before_start" in self.names:
             with acting_as(self.task, request):
                 self.task.before_start(request.id, request.args, request.kwargs)
 
     def on_success(self, request: SimpleRequest, value: Any) -> None:
-        """Call the handlers of a request that has succeeded."""
+        """Call ``on_success`` and ``after_return``."""
         if self.names:
             self._call(request, "on_success", (value,))
             self._call(request, "after_return", (states.SUCCESS, value), (None,))
 
     def on_failure(self, request: SimpleRequest, exc: BaseException, einfo: ExceptionInfo) -> None:
-        """Call the handlers of a request that has failed."""
+        """Call ``on_failure`` and ``after_return``."""
         self._call(request, "on_failure", (exc,), (einfo,))
         self._call(request, "after_return", (states.FAILURE, exc), (einfo,))
 
     def on_retry(self, request: SimpleRequest, reason: Retry, einfo: ExceptionInfo) -> None:
-        """Call the handler of a request that is retried, and send ``task_retry`` for it."""
+        """Call ``on_retry``, and send ``task_retry``."""
         self._call(request, "on_retry", (reason.exc,), (einfo,))
         if signals.task_retry.receivers:
             with acting_as(self.task, request) as context:
@@ -77,7 +82,7 @@ class Handlers:
     def send_failure(
         self, request: SimpleRequest, exc: BaseException, einfo: ExceptionInfo
     ) -> None:
-        """Send ``task_failure`` for a request that has failed by an exception of its own."""
+        """Send ``task_failure`` for a request that has failed with its own exception."""
         if signals.task_failure.receivers:
             with acting_as(self.task, request):
                 signals.task_failure.send(
@@ -97,7 +102,7 @@ class Handlers:
         before: tuple[Any, ...],
         after: tuple[Any, ...] = (),
     ) -> None:
-        """Call a handler with the id and the arguments of the request between these values."""
+        """Call a handler with ``before``, then id and arguments of the request, then ``after``."""
         if name not in self.names:
             return
         handler = getattr(self.task, name)

@@ -1,4 +1,4 @@
-"""What the worker's log says of a batch. Runs in the pool."""
+"""Logs one line for each batch. Runs in the pool."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ("log_batch",)
 
-#: The name that this has always had in the log.
+#: Logging configurations can rely on this name, wherever the module is.
 logger = get_logger("celery_batches.trace")
 
 LOG_BATCH = "Batch %(name)s[%(id)s] of %(size)d requests, flushed by %(trigger)s, "
@@ -34,7 +34,7 @@ LOG_UNMARKED = (
 
 
 def log_batch(batch: BatchRun) -> None:
-    """Log what became of a batch: one line, and one for each request at level DEBUG."""
+    """Log one line for a batch, and at level DEBUG one for each request."""
     context = {
         "name": batch.task.name,
         "id": batch.id,
@@ -44,8 +44,8 @@ def log_batch(batch: BatchRun) -> None:
         "hostname": batch.hostname,
     }
     error = next(iter(batch.exhausted), batch.end.error)
-    others = tally((applied.kind for applied in batch.applied), usual=_usual(batch.end.error))
-    context["others"] = f" ({others})" if others else ""
+    counts = tally((applied.kind for applied in batch.applied), usual=_usual(batch.end.error))
+    context["others"] = f" ({counts})" if counts else ""
     if error is None:
         context["return_value"] = saferepr(batch.end.retval, batch.task.resultrepr_maxsize)
         logger.info(LOG_SUCCESS, context, extra={"data": context})
@@ -61,7 +61,7 @@ def log_batch(batch: BatchRun) -> None:
 
 
 def _usual(error: BaseException | None) -> frozenset[str]:
-    """Return the names of the outcomes that need no mention."""
+    """Return the kinds of outcome that the line does not count."""
     if error is None:
         return frozenset({"done", "unmarked"})
     return frozenset({outcome_of(error).kind})

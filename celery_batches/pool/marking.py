@@ -1,10 +1,10 @@
-"""Intercepts what the body of a batch writes to the result backend. Runs in the pool."""
+"""Intercepts ``mark_as_done`` and ``mark_as_failure`` of the result backend. Runs in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import update_wrapper
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery._state import _task_stack
 from celery.utils.log import get_logger
@@ -18,6 +18,9 @@ from .continuations import parent_context, send_continuations
 from .running import running_batch
 from .store import store_failure
 
+if TYPE_CHECKING:
+    from ..backends.state import Backend
+
 __all__ = ("intercept_marks",)
 
 logger = get_logger(__name__)
@@ -25,15 +28,14 @@ logger = get_logger(__name__)
 Batch: TypeAlias = RunningBatch[SimpleRequest]
 
 
-def intercept_marks(backend: Any) -> None:
+def intercept_marks(backend: Backend) -> None:
     """Intercept ``mark_as_done`` and ``mark_as_failure`` on this backend.
 
-    The documented way to give a request its result is ``app.backend.mark_as_done(request.id,
-    value, request=request)``. A backend has no hook for that, and the app makes the backend. So
-    this one instance gets methods of its own: they call Celery's, record the outcome in the
-    request, and send what continues. Without them a body that raises after it has marked some of
-    its requests would turn these into failures, and the continuations of a marked request would
-    never be sent.
+    In 0.11 a body gives a request its result by ``app.backend.mark_as_done(request.id, value,
+    request=request)``. A backend has no hook for that, and the app makes the backend. So this one
+    instance gets its own methods. They record the outcome in the request, send its continuations,
+    and call Celery's methods. Without them, a body that raises would turn the requests that it has
+    marked into failures. The continuations of a marked request would never be sent.
     """
     methods = {"mark_as_done": _MarkAsDone, "mark_as_failure": _MarkAsFailure}
     for name, intercepted in methods.items():
@@ -43,7 +45,7 @@ def intercept_marks(backend: Any) -> None:
 
 
 class _Intercepted:
-    """A method of a result backend that concerns the batch, if it is about one of its requests."""
+    """A method of a result backend that records the outcome of a request of a running batch."""
 
     outcome_type: type[Done] | type[Failed]
     __name__: str
@@ -59,13 +61,13 @@ class _Intercepted:
         if request is None or batch is None:
             return self.intercepted(task_id, value, *args, **kwargs)
         if not given and not args and not request.ignore_result:
-            # The 0.11 way, without the request: what the backend needs for RPC and chords.
+            # 0.11 allows a call without the request. The backend needs it for RPC and chords.
             kwargs["request"] = request
-        # Before it is written, since that may let another thread or greenlet go on.
+        # Record before writing: during the write, other threads or greenlets may run.
         slot, outcome = slot_of(request), self.outcome_type(value)
         if not slot.record(outcome):
-            known = slot.outcome.kind if slot.outcome else "left to the batch"
-            logger.warning("%r is %s already: %s has no effect", request, known, self.__name__)
+            recorded = slot.outcome.kind if slot.outcome else "left to the batch"
+            logger.warning("%r is %s already: %s has no effect", request, recorded, self.__name__)
             return None
         final: Outcome | None = None
         try:
@@ -74,21 +76,21 @@ class _Intercepted:
                 returned = self.intercepted(task_id, value, *args, **kwargs)
             final = outcome
         except Exception as exc:
-            logger.error("Cannot store how %r has ended: %r", request, exc, exc_info=True)
+            logger.error("Cannot store the outcome of %r: %r", request, exc, exc_info=True)
             final = self.recover(batch, request, value, exc)
             return None
         finally:
             if final is not outcome:
                 slot.replace(final)
             if final is not None:
-                slot.progress = Progress.TOLD
+                slot.progress = Progress.COMPLETE
         return returned
 
     def prepare(self, batch: Batch, request: SimpleRequest, value: Any) -> None:
-        """Do what comes before the request is marked."""
+        """Prepare the write to the result backend."""
 
     def recover(self, batch: Batch, request: SimpleRequest, value: Any, exc: Exception) -> Outcome:
-        """Fail this request alone, as Celery does with what cannot be stored."""
+        """Fail this request alone, as Celery fails a task whose result cannot be stored."""
         error = pickleable(exc)
         traceback = error_info(error).traceback
         try:
@@ -111,12 +113,12 @@ class _MarkAsFailure(_Intercepted):
     def recover(self, batch: Batch, request: SimpleRequest, value: Any, exc: Exception) -> Outcome:
         if isinstance(exc, EncodeError):
             return super().recover(batch, request, value, exc)
-        # It may be an errback that cannot be called: that is no reason to fail twice.
+        # The failure may be stored already: an errback that cannot be called raises here too.
         return Failed(value)
 
 
 def _running_requests() -> Mapping[str | None, SimpleRequest]:
-    """Return the requests of the batch that runs here, by id."""
+    """Return the requests of the batch that runs in this thread or greenlet, by id."""
     task = _task_stack.top
     batch = running_batch(task) if task else None
     return {} if batch is None else batch.by_id

@@ -1,9 +1,9 @@
-"""Retrying all requests of a batch. Runs in the pool."""
+"""Retries all requests of a batch. Runs in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Retry
 from celery.utils.time import get_exponential_backoff_interval
@@ -11,10 +11,13 @@ from celery.utils.time import get_exponential_backoff_interval
 from ..request import SimpleRequest, slot_of
 from .body import body_of
 
+if TYPE_CHECKING:
+    from ..task import Batches
+
 __all__ = ("retry_all",)
 
 
-def retry_all(task: Any, requests: Iterable[SimpleRequest], options: dict[str, Any]) -> Retry:
+def retry_all(task: Batches, requests: Iterable[SimpleRequest], options: dict[str, Any]) -> Retry:
     """Retry the requests that have no outcome yet.
 
     Arguments:
@@ -23,23 +26,23 @@ def retry_all(task: Any, requests: Iterable[SimpleRequest], options: dict[str, A
         options: The arguments of ``request.retry()``.
 
     Returns:
-        What is to be raised to end the body.
+        The ``Retry`` that ends the body when it is raised.
     """
     exc = options["exc"]
     backs_off = bool(getattr(task, "retry_backoff", False)) and _is_automatic(task, exc)
     when = options["eta"] or options["countdown"]
     for request in requests:
         if slot_of(request).outcome is None:
-            own = {"countdown": _backoff(task, request.retries)} if backs_off else {}
-            request.retry(**{**options, **own})
+            backoff = {"countdown": _backoff(task, request.retries)} if backs_off else {}
+            request.retry(**{**options, **backoff})
     return Retry(exc=exc, when=task.default_retry_delay if when is None else when)
 
 
-def _is_automatic(task: Any, exc: BaseException | None) -> bool:
-    """Whether ``autoretry_for`` has asked for this retry, not the body.
+def _is_automatic(task: Batches, exc: BaseException | None) -> bool:
+    """Whether ``autoretry_for`` has asked for this retry, and not the body.
 
-    For that, Celery puts a function of its own around the body, as ``task.run``. An exception that
-    it has caught has come through that function; one that the body has caught has not.
+    With ``autoretry_for``, ``task.run`` is a wrapper of Celery's around the body. An exception that
+    the wrapper has caught has the wrapper in its traceback. One that the body has caught has not.
     """
     traceback = exc.__traceback__ if exc is not None else None
     if traceback is None or not hasattr(task, "_orig_run"):
@@ -47,14 +50,14 @@ def _is_automatic(task: Any, exc: BaseException | None) -> bool:
     return traceback.tb_frame.f_code is getattr(body_of(task).run, "__code__", None)
 
 
-def _backoff(task: Any, retries: int) -> int:
-    """Return the seconds until a request that has been retried that often is run again.
+def _backoff(task: Batches, retries: int) -> int:
+    """Return the seconds until the next run of a request that was retried so many times.
 
-    As in ``celery.app.autoretry``, which has one count of retries for the whole batch.
+    This is the formula of ``celery.app.autoretry``, which has only one count for the whole batch.
     """
     seconds: int = get_exponential_backoff_interval(
         factor=int(max(1.0, float(task.retry_backoff))),
-        # No more than what leads to any maximum: it comes from the message.
+        # The number comes from the message. Above 100 the maximum decides anyway.
         retries=min(retries or 0, 100),
         maximum=int(getattr(task, "retry_backoff_max", 600)),
         full_jitter=getattr(task, "retry_jitter", True),

@@ -1,11 +1,11 @@
-"""One run of a batch: its body, and what comes of it. Runs in the pool."""
+"""One run of a batch, from its requests to their reports. Runs in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
 from celery import signals
@@ -14,7 +14,7 @@ from celery.app.trace import traceback_clear
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 
-from ..backends.bulk import store_at_once
+from ..backends.bulk import store_in_bulk
 from ..backends.state import State
 from ..core.outcomes import Failed, Retried, decide
 from ..core.slot import OutcomeSlot
@@ -29,8 +29,11 @@ from .log import log_batch
 from .marking import intercept_marks
 from .running import running
 from .settle import Applied, Report, Settlement
-from .store import deduplicates, done_before, started_state
+from .store import deduplicates, record_if_done_before, started_state
 from .tracer import Tracer, build_batch_tracer
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("BatchRun",)
 
@@ -39,9 +42,9 @@ logger = get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class BatchRun:
-    """One run of a batch's body, and what came of it. See `core.slot.RunningBatch`."""
+    """One run of a batch and its results. Implements `core.slot.RunningBatch`."""
 
-    task: Any
+    task: Batches
     requests: Sequence[SimpleRequest]
     id: str
     trigger: str
@@ -50,22 +53,22 @@ class BatchRun:
     loglevel: int | None = None
     logfile: str | None = None
     eager: bool = False
-    #: Whether an exception of the body is raised from `run`.
+    #: Whether `run` raises an exception of the body.
     propagate: bool = False
 
     #: How the body has ended.
     end: BodyEnd = field(default_factory=BodyEnd)
-    #: What the batch as a whole has failed with.
+    #: The exception with which the batch as a whole has failed.
     failure: BaseException | None = None
-    #: What requests have failed with whose retries are exhausted.
+    #: The exceptions of the requests whose retries are exhausted.
     exhausted: list[BaseException] = field(default_factory=list)
     #: Whether something other than the body has failed.
     has_failed_outside: bool = False
-    #: Seconds that the body took.
+    #: The run time of the body in seconds.
     runtime: float = 0.0
-    #: The outcome of each request, once it has been applied, in order.
+    #: The outcomes that have been applied, in the order of the requests.
     applied: list[Applied] = field(default_factory=list)
-    #: The context that Celery's tracer has made for the batch.
+    #: The context that Celery's tracer makes for the batch.
     context: Context | None = None
     _handlers: Handlers = field(init=False)
     _members: list[SimpleRequest] = field(default_factory=list)
@@ -83,7 +86,7 @@ class BatchRun:
 
     @property
     def reports(self) -> list[Report]:
-        """What the main process is told of each request, in order."""
+        """The report on each request for the main process, in order."""
         return [applied.report for applied in self.applied]
 
     def unsettled(self) -> list[SimpleRequest]:
@@ -96,10 +99,12 @@ class BatchRun:
             request.outcome_slot = OutcomeSlot(self)
         if deduplicates(self.task):
             for request in self.requests:
-                self._look_up(request)
-        self._members = self.unsettled()
+                self._check_done_before(request)
+            self._members = self.unsettled()
+        else:
+            self._members = list(self.requests)
         if not self._members:
-            self._settle()
+            self._apply_outcomes()
             return
         if self.body_args is None:
             self.body_args = (self._members,)
@@ -134,10 +139,10 @@ class BatchRun:
         }
 
     def execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the body and apply the outcome of each request (Celery's tracer calls it).
+        """Run the body and apply the outcome of each request. Celery's tracer calls it.
 
         Raises:
-            Exception: What the batch as a whole has ended with, after that.
+            Exception: The exception with which the batch as a whole has ended.
         """
         self.context = self.task.request_stack.top
         with current_task(self.task):
@@ -146,16 +151,16 @@ class BatchRun:
             except Exception as exc:
                 if self.propagate and not isinstance(exc, Ignore | Reject | Retry):
                     raise
-                # Here, so that what is called for a request finds it by `sys.exc_info`.
+                # Handlers and signal receivers find the exception by `sys.exc_info()` here.
                 self.end = BodyEnd.of(exc)
-                self._settle()
+                self._apply_outcomes()
                 if self.failure is None or self.failure is self.end.error:
                     raise
             if self.failure is not None:
-                # Not where `exc` is being handled: that is no context of the failure.
+                # Raised outside of the `except`, so that `exc` is not the failure's context.
                 raise self.failure
             self.end = BodyEnd(retval=returned)
-            self._settle()
+            self._apply_outcomes()
             log_batch(self)
             return returned
 
@@ -169,7 +174,7 @@ class BatchRun:
             self.runtime = monotonic() - started
 
     def on_error(self, exc: BaseException) -> ExceptionInfo:
-        """Tell signals and the log of what the batch has ended with (Celery's tracer calls it)."""
+        """Send the signal and log the end of a batch that raised. Celery's tracer calls it."""
         if self.propagate and not isinstance(exc, Ignore | Reject | Retry):
             raise exc
         if len(self.applied) < len(self.requests):
@@ -178,30 +183,30 @@ class BatchRun:
             self._send_failure(self.failure)
         log_batch(self)
         if self.end.error is not None:
-            # As Celery does: a kept traceback keeps every local variable of the body.
+            # As in Celery: a traceback keeps every local variable of the body alive.
             traceback_clear(self.end.error)
         return self.end.einfo
 
-    def _look_up(self, request: SimpleRequest) -> None:
-        """See whether a request was done before. If that cannot be known, it is not run."""
+    def _check_done_before(self, request: SimpleRequest) -> None:
+        """Look up whether a request was done before. If the lookup fails, it does not run."""
         try:
-            done_before(self.task, request)
+            record_if_done_before(self.task, request)
         except Exception as exc:
             logger.error("Cannot look up %r: %r", request, exc, exc_info=True)
             slot_of(request).record(outcome_of(exc))
 
     def _begin_all(self) -> None:
         members = self._members
-        running = [
+        states = [
             started_state(self.task, each, self.hostname, eager=self.eager) for each in members
         ]
-        stored = store_at_once(self.task.backend, running)
-        for request, state, is_stored in zip(members, running, stored, strict=True):
+        stored = store_in_bulk(self.task.backend, states)
+        for request, state, is_stored in zip(members, states, stored, strict=True):
             self._begin(request, None if is_stored else state)
         members[:] = self.unsettled()
 
     def _begin(self, request: SimpleRequest, state: State | None) -> None:
-        """Say that a request has started. If that goes wrong, it is not run."""
+        """Store ``STARTED`` and call ``before_start``. If one of them fails, it does not run."""
         try:
             if state is not None:
                 state.store(self.task.backend)
@@ -212,19 +217,19 @@ class BatchRun:
             logger.error("Cannot start %r: %r", request, exc, exc_info=True)
             slot_of(request).record(outcome_of(exc))
 
-    def _settle(self) -> None:
-        """Apply the outcome of each request that has none applied yet."""
+    def _apply_outcomes(self) -> None:
+        """Apply the outcome of each request whose outcome is not applied yet."""
         rest = self.requests[len(self.applied) :]
-        own = [slot_of(request).close() for request in rest]
+        recorded = [slot_of(request).close() for request in rest]
         settlement = Settlement(
             self.task, self.end, self._handlers, eager=self.eager, propagate=self.propagate
         )
-        for applied in settlement.apply_all(rest, decide(own, default=self.end.outcome)):
+        for applied in settlement.apply_all(rest, decide(recorded, default=self.end.outcome)):
             self.applied.append(applied)
         self._conclude(settlement)
 
     def _conclude(self, settlement: Settlement) -> None:
-        """See what became of the batch as a whole."""
+        """Determine whether the batch as a whole has failed."""
         outcome = self.end.outcome
         self.exhausted = [exc for _, exc in settlement.exhausted]
         if isinstance(outcome, Failed):
@@ -247,8 +252,8 @@ class BatchRun:
         )
 
     def fail_the_rest(self, exc: BaseException) -> None:
-        """Fail every request that has no outcome yet: Celery raised, not the body."""
+        """Fail every request without an outcome, since Celery raised and not the body."""
         logger.critical("Batch %s[%s]: %r", self.task.name, self.id, exc, exc_info=exc)
         self.has_failed_outside = True
         self.end = BodyEnd.of(exc)
-        self._settle()
+        self._apply_outcomes()

@@ -1,10 +1,10 @@
-"""Which batch runs in this thread or greenlet. Runs in the pool."""
+"""Knows which batch runs in this thread or greenlet. Runs in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery.utils.threads import LocalStack
 
@@ -12,17 +12,18 @@ from ..core.slot import RunningBatch
 from ..request import SimpleRequest
 
 if TYPE_CHECKING:
+    from ..task import Batches
     from .run import BatchRun
 
 __all__ = ("is_running", "running", "running_batch", "traced_batch")
 
-#: Innermost last: a body may run another batch eagerly.
+#: The running batches, innermost last, since a body may run another batch eagerly.
 _stack = LocalStack()
 
 
 @contextmanager
 def running(batch: BatchRun) -> Iterator[None]:
-    """Make a batch the one that runs."""
+    """Make this the running batch of the thread or greenlet."""
     _stack.push(batch)
     try:
         yield
@@ -31,21 +32,21 @@ def running(batch: BatchRun) -> Iterator[None]:
 
 
 def traced_batch() -> BatchRun:
-    """Return the innermost batch that runs here, from what is called while one does."""
+    """Return the innermost running batch. Call it only while a batch runs."""
     batch: BatchRun = _stack.top
     return batch
 
 
 def is_running(batch_id: object) -> bool:
-    """Whether the innermost batch that runs here has this id."""
+    """Whether the innermost running batch has this id."""
     batch: BatchRun | None = _stack.top
     return batch is not None and batch.id == batch_id
 
 
-def running_batch(task: Any) -> RunningBatch[SimpleRequest] | None:
-    """Return the batch whose context is the current request of the task, if it is that of a batch.
+def running_batch(task: Batches) -> RunningBatch[SimpleRequest] | None:
+    """Return the batch whose context is the current request of the task, or None.
 
-    While a handler is called for one request, that one is the current request, and this is None.
+    It is None while a handler runs, because the current request is then that of the handler.
     """
     for batch in reversed(_stack.stack):
         if batch.task == task:

@@ -1,7 +1,6 @@
-"""Settles a batch: applies the outcome of each of its requests. Runs in the pool.
+"""Applies each request's outcome: stores it, sends continuations, calls handlers. In the pool.
 
-To apply an outcome is to store it, to send continuations, to call handlers and signals, and to make
-what the worker's main process is told of it.
+It also sends the signals of a request, and makes the report for the worker's main process.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
@@ -17,7 +16,7 @@ from celery.exceptions import Reject, Retry
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
-from ..backends.bulk import store_at_once
+from ..backends.bulk import store_in_bulk
 from ..backends.state import State
 from ..core.outcomes import (
     UNMARKED,
@@ -39,12 +38,15 @@ from .exceptions import BodyEnd, ExceptionInfos
 from .handlers import Handlers
 from .store import store_done, store_failure, stores_errors, stores_results
 
+if TYPE_CHECKING:
+    from ..task import Batches
+
 __all__ = ("Applied", "Report", "Settlement")
 
 logger = get_logger(__name__)
 
-#: What the pool says of one request: whether it failed, and the representation of its result or
-#: the ``ExceptionInfo`` of its failure (the first two values that ``Request.on_success`` takes).
+#: The pool's report on one request: whether it failed, and the representation of its result or the
+#: ``ExceptionInfo`` of its failure. ``Request.on_success`` takes these two values first.
 Report: TypeAlias = "tuple[bool, str | ExceptionInfo | None]"
 
 
@@ -53,9 +55,9 @@ class Applied:
     """An outcome that has been applied.
 
     Attributes:
-        outcome: Not always the one that was recorded: a result that cannot be stored is a failure,
-            as is a retry too many. That of a retried request has the ``Retry``.
-        report: What the worker's main process is told.
+        outcome: The final outcome. It is a failure if the recorded result cannot be stored, or if
+            the retries are exhausted. For a retried request it holds the ``Retry``.
+        report: The report for the worker's main process.
     """
 
     outcome: Outcome
@@ -75,20 +77,20 @@ class Settlement:
         task: The batch task.
         end: How the body has ended.
         handlers: The handlers of the task.
-        eager: Whether the batch is run eagerly.
-        propagate: Whether errors are raised, not stored.
+        eager: Whether the batch runs eagerly.
+        propagate: Whether to raise errors instead of storing them.
     """
 
-    task: Any
+    task: Batches
     end: BodyEnd
     handlers: Handlers
     eager: bool = False
     propagate: bool = False
-    #: The requests whose retries are exhausted, with what they have failed with.
+    #: The requests whose retries are exhausted, with their exceptions.
     exhausted: list[tuple[SimpleRequest, BaseException]] = field(default_factory=list)
     _infos: ExceptionInfos = field(init=False)
-    #: The same for all requests that the body has not marked.
-    _unmarked_once: Applied | None = None
+    #: Shared by all unmarked requests.
+    _shared_unmarked: Applied | None = None
 
     def __post_init__(self) -> None:
         self._infos = ExceptionInfos(self.end)
@@ -96,18 +98,21 @@ class Settlement:
     def apply_all(
         self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome]
     ) -> Iterator[Applied]:
-        """Apply each outcome, in order; store at once what can be."""
-        known = [self._state(*each) for each in zip(requests, outcomes, strict=True)]
-        stored = store_at_once(self.task.backend, known)
+        """Apply each outcome in order, after storing as many as possible in bulk."""
+        if not self.handlers and all(outcome is UNMARKED for outcome in outcomes):
+            yield from map(self._unmarked, requests)
+            return
+        states = [self._bulk_state(*each) for each in zip(requests, outcomes, strict=True)]
+        stored = store_in_bulk(self.task.backend, states)
         for request, outcome, is_stored in zip(requests, outcomes, stored, strict=True):
             if is_stored:
-                more = has_continuations(request)
-                slot_of(request).progress = Progress.STORED if more else Progress.TOLD
+                continues = has_continuations(request)
+                slot_of(request).progress = Progress.STORED if continues else Progress.COMPLETE
             yield self.apply(request, outcome)
 
-    def _state(self, request: SimpleRequest, outcome: Outcome) -> State | None:
-        """Return what is to be stored of a request, if that is the first thing to do."""
-        if isinstance(outcome, Unmarked) or _is_told(request) or sends_on_success(request):
+    def _bulk_state(self, request: SimpleRequest, outcome: Outcome) -> State | None:
+        """Return the state to store in bulk, or None if the request needs another step before."""
+        if isinstance(outcome, Unmarked) or _is_complete(request) or sends_on_success(request):
             return None
         try:
             if isinstance(outcome, Done) and stores_results(self.task, request, eager=self.eager):
@@ -116,17 +121,17 @@ class Settlement:
                 exc = self._infos.pickleable(outcome.exc)
                 return State(request, exc, states.FAILURE, self._infos.failure(exc).traceback)
         except Exception as exc:
-            logger.debug("Cannot say what to store of %r: %r", request, exc)
+            logger.debug("Cannot prepare the state of %r: %r", request, exc)
         return None
 
     def apply(self, request: SimpleRequest, outcome: Outcome) -> Applied:
-        """Apply one outcome; if that goes wrong, it is this request that fails."""
+        """Apply one outcome. If an error occurs, only this request fails."""
         try:
             return self._apply(request, outcome)
         except Exception as exc:
             if self.propagate:
                 raise
-            logger.error("Cannot settle %r as %s: %r", request, outcome.kind, exc, exc_info=True)
+            logger.error("Cannot end %r as %s: %r", request, outcome.kind, exc, exc_info=True)
             return self._failed(request, pickleable(exc))
 
     def _apply(self, request: SimpleRequest, outcome: Outcome) -> Applied:
@@ -147,24 +152,24 @@ class Settlement:
                 return Applied(outcome, (False, None))
 
     def _done(self, request: SimpleRequest, outcome: Done) -> Applied:
-        if not _is_told(request):
+        if not _is_complete(request):
             store_done(self.task, request, outcome.result, eager=self.eager)
         report = (False, saferepr(outcome.result, self.task.resultrepr_maxsize))
         self.handlers.on_success(request, outcome.result)
         return Applied(outcome, report)
 
     def _unmarked(self, request: SimpleRequest) -> Applied:
-        applied = self._unmarked_once
+        applied = self._shared_unmarked
         if applied is None:
             report = (False, saferepr(self.end.retval, self.task.resultrepr_maxsize))
-            applied = self._unmarked_once = Applied(UNMARKED, report)
+            applied = self._shared_unmarked = Applied(UNMARKED, report)
         self.handlers.on_success(request, self.end.retval)
         return applied
 
     def _failed(self, request: SimpleRequest, raised: BaseException) -> Applied:
         exc = self._infos.pickleable(raised)
         einfo = self._infos.failure(exc)
-        if not _is_told(request):
+        if not _is_complete(request):
             try:
                 store_failure(self.task, request, exc, einfo.traceback, eager=self.eager)
             except Exception as error:
@@ -172,10 +177,10 @@ class Settlement:
         if exc is self.end.error:
             self.handlers.on_failure(request, exc, einfo)
         elif self.handlers or signals.task_failure.receivers:
-            call_live(exc, lambda: self._tell_own_failure(request, exc, einfo))
+            call_live(exc, lambda: self._notify_of_own_failure(request, exc, einfo))
         return Applied(Failed(exc), (True, self._infos.reported(exc, einfo)))
 
-    def _tell_own_failure(
+    def _notify_of_own_failure(
         self, request: SimpleRequest, exc: BaseException, einfo: ExceptionInfo
     ) -> None:
         self.handlers.on_failure(request, exc, einfo)
@@ -184,9 +189,10 @@ class Settlement:
             self.handlers.send_failure(request, exc, einfo)
 
     def send_exhausted(self) -> None:
-        """Send ``task_failure`` for each request that is not retried with the rest of the batch.
+        """Send ``task_failure`` for each request whose retries are exhausted.
 
-        Only when all outcomes are applied it is known whether the batch as a whole has failed.
+        Call it when all outcomes are applied. Only then is it clear that the batch has not failed
+        as a whole.
         """
         for request, exc in self.exhausted:
             send = partial(self.handlers.send_failure, request, exc, self._infos.failure(exc))
@@ -197,11 +203,11 @@ class Settlement:
         traceback = None if exc is None else exc.__traceback__
         try:
             reason = self._send_again(request, exc, outcome)
-        except Reject as rejected:  # The message could not be sent.
+        except Reject as rejected:  # The message could not be published.
             return self._rejected(Rejected(rejected))
         except Exception as error:
             if error is exc:
-                # Raised for the sake of raising it: where it came from is what counts.
+                # Celery has raised `exc` again, so restore the traceback of its origin.
                 error.__traceback__ = traceback
             self.exhausted.append((request, error))
             return self._failed(request, error)
@@ -222,7 +228,7 @@ class Settlement:
         if outcome.options is None:
             return Retry(exc=exc)
         retry = partial(self.task.retry_request, request, exc=exc, **outcome.options)
-        # Celery raises `exc` from what is being handled, if its retries are exhausted.
+        # If the retries are exhausted, Celery raises the exception that is being handled.
         reason: Retry = retry() if exc is None else call_live(exc, retry)
         return reason
 
@@ -233,6 +239,6 @@ class Settlement:
         return Applied(Rejected(exc), (True, self._infos.internal(exc)))
 
 
-def _is_told(request: SimpleRequest) -> bool:
-    """Whether the result backend has the outcome, and all that follows from it was sent."""
-    return slot_of(request).progress is Progress.TOLD
+def _is_complete(request: SimpleRequest) -> bool:
+    """Whether the outcome is stored and its continuations are sent."""
+    return slot_of(request).progress is Progress.COMPLETE

@@ -1,9 +1,9 @@
-"""What the worker hands to its pool: run one batch. Runs in the pool."""
+"""The functions that run one batch: in a pool, or in this process. Runs in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import current_app
 from celery.utils.nodenames import gethostname
@@ -12,6 +12,9 @@ from kombu.utils.uuid import uuid
 from ..request import SimpleRequest
 from .run import BatchRun
 from .settle import Report
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("apply_batches_task", "trace_batch")
 
@@ -24,11 +27,11 @@ def trace_batch(
     hostname: str | None = None,
     body_args: tuple[Any, ...] | None = None,
 ) -> tuple[bool, list[Report], float]:
-    """Run one batch of the current app; this is what the worker hands to its pool.
+    """Run one batch of the current app. The worker sends this function to its pool.
 
     Returns:
-        Whether something other than the body failed, one report for each request, in order, and
-        the runtime in seconds.
+        Whether something other than the body failed, one report for each request in order, and the
+        run time of the body in seconds.
     """
     batch = BatchRun(
         task=current_app.tasks[name],
@@ -41,13 +44,13 @@ def trace_batch(
     try:
         batch.run()
     except Exception as exc:
-        # Most pools are not prepared for one: nobody would ever hear of these requests again.
+        # Most pools lose an exception. The main process would then wait for these requests.
         batch.fail_the_rest(exc)
     return batch.has_failed_outside, batch.reports, batch.runtime
 
 
 def apply_batches_task(
-    task: Any, args: tuple[Sequence[SimpleRequest]], loglevel: int | None, logfile: str | None
+    task: Batches, args: tuple[Sequence[SimpleRequest]], loglevel: int | None, logfile: str | None
 ) -> Any:
     """Run a batch in this process.
 
@@ -58,7 +61,8 @@ def apply_batches_task(
         logfile: Name of the worker's log file, for ``task.request.logfile``.
 
     Returns:
-        What the body returned, or ``None`` if it raised: that is logged, and the requests fail.
+        The value that the body returned, or ``None`` if it raised. An exception of the body is
+        logged, and the requests fail.
     """
     batch = BatchRun(
         task=task,

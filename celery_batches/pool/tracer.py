@@ -1,70 +1,73 @@
 """Runs a batch through Celery's own tracer, as one ordinary task. Runs in the pool.
 
 Tools for errors and performance hook into ``celery.app.trace.build_tracer`` and into the task that
-it is given. To them a batch is to look like one ordinary task. So Celery's tracer runs the batch,
-with two things of ours: a stand-in for the task, whose ``run`` runs the batch, and a `TraceInfo`
-that leaves requests alone. ``docs/adr/0006-one-tracer.rst`` has the reasons.
+it gets. To these tools, a batch must look like one ordinary task. So Celery's tracer runs it, with
+two classes of this module. `BatchTask` stands in for the task, and its ``run`` runs the batch.
+`BatchInfo` replaces Celery's handling of errors. ``docs/adr/0006-one-tracer.rst`` has the reasons.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from billiard.einfo import ExceptionInfo
 from celery.app import trace
+from celery.app.task import Context
 from celery.local import Proxy
 
 from .running import is_running, traced_batch
 
+if TYPE_CHECKING:
+    from ..task import Batches
+
 __all__ = ("BatchTask", "Tracer", "build_batch_tracer")
 
-#: It takes the id, the arguments of the body, no keyword arguments, and the context: all of them
-#: positional, as what wraps a tracer expects.
+#: It takes the id, the arguments of the body, its keyword arguments, and the context. All of them
+#: are positional, as tools that wrap a tracer expect.
 Tracer: TypeAlias = "Callable[[str, tuple[Any, ...], dict[str, Any], dict[str, Any]], Any]"
 
-
-#: Each class has these of its own, which would hide those of the task.
+#: A class has its own values of these attributes, which would hide those of the task.
 FORWARDED = {name: vars(Proxy)[name] for name in ("__module__", "__doc__")}
 
 
 class BatchTask(Proxy):  # type: ignore[misc]  # celery is not typed
-    """The task as Celery's tracer, and what hooks into that, see it while a batch runs.
+    """Stands in for the task in Celery's tracer, and in the tools that hook into that tracer.
 
-    It is the task in all that can be read or written, and as the sender of signals, with these
-    exceptions:
+    It forwards reads and writes of attributes to the task. Signals name the task as their sender.
+    It differs from the task in these points:
 
-    * ``run`` runs the batch, and the handlers do nothing: they are for requests, not for a batch.
+    * ``run`` runs the batch. The handlers do nothing, since they are called for each request.
     * Nothing is stored for a batch.
-    * What is written to it while the tracer is built stays here, and marks that were left on the
-      task itself do not show: a tool that marks what it has wrapped has not wrapped this.
+    * While the tracer is built, attributes that are written stay here, and attributes of the task's
+      instance are hidden. So a tool does not find its mark from wrapping the task, and wraps this.
 
-    Celery looks for custom handlers and for ``__call__`` in the class of the task, which is why
-    both are here, whether the task has them or not.
+    Celery looks for custom handlers and for ``__call__`` in the class of the task. So this class
+    defines them, whether the task has them or not.
     """
 
     ignore_result = True
     track_started = False
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task: Batches) -> None:
         super().__init__(lambda: task)
-        object.__setattr__(self, "_is_being_traced", False)
+        object.__setattr__(self, "_is_built", False)
 
     def __getattr__(self, name: str) -> Any:
         task = self._get_current_object()
-        if not self._is_being_traced and not hasattr(task.__class__, name):
+        if not self._is_built and not hasattr(task.__class__, name):
             raise AttributeError(name)
         return getattr(task, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._is_being_traced:
+        if self._is_built:
             super().__setattr__(name, value)
         else:
             object.__setattr__(self, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the batch: some tools call the task that they have wrapped."""
+        """Run the batch, for tools that call the task that they have wrapped."""
         return self.run(*args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -72,61 +75,61 @@ class BatchTask(Proxy):  # type: ignore[misc]  # celery is not typed
         return traced_batch().execute(args, kwargs)
 
     def before_start(self, *args: Any) -> None:
-        """Leave it to each request."""
+        """Do nothing: the handler is called for each request."""
 
     def on_success(self, *args: Any) -> None:
-        """Leave it to each request."""
+        """Do nothing: the handler is called for each request."""
 
     def after_return(self, *args: Any) -> None:
-        """Leave it to each request."""
+        """Do nothing: the handler is called for each request."""
 
-    def begin(self) -> None:
-        """From now on, write to the task itself."""
-        object.__setattr__(self, "_is_being_traced", True)
+    def end_build(self) -> None:
+        """Forward all reads and writes from now on, since the tracer is built."""
+        object.__setattr__(self, "_is_built", True)
 
 
 class BatchInfo(trace.TraceInfo):  # type: ignore[misc]  # celery is not typed
-    """What Celery's tracer does when the body of a batch has raised.
+    """Handles the exception of a batch in Celery's tracer.
 
-    The outcome of each request has been applied by then, while the exception was on its way.
+    `BatchRun.execute` has applied the outcome of each request before it raises the exception.
     """
 
     __slots__ = ()
 
     def handle_error_state(
-        self, task: Any, req: Any, eager: bool = False, call_errbacks: bool = True
+        self, task: Batches, req: Context, eager: bool = False, call_errbacks: bool = True
     ) -> ExceptionInfo:
-        """Tell signals and the log of a failure or a retry of the batch."""
+        """Send the signal and write the log line of a batch that failed or is retried."""
         return traced_batch().on_error(self.retval)
 
-    def handle_reject(self, task: Any, req: Any, **kwargs: Any) -> None:
-        """Tell the log of a ``Reject``."""
+    def handle_reject(self, task: Batches, req: Context, **kwargs: Any) -> None:
+        """Log a ``Reject``."""
         traced_batch().on_error(self.retval)
 
-    def handle_ignore(self, task: Any, req: Any, **kwargs: Any) -> None:
-        """Tell the log of an ``Ignore``."""
+    def handle_ignore(self, task: Batches, req: Context, **kwargs: Any) -> None:
+        """Log an ``Ignore``."""
         traced_batch().on_error(self.retval)
 
 
-def build_batch_tracer(task: Any, *, eager: bool) -> Tracer:
-    """Return what runs a batch of the task: Celery's tracer, with whatever hooks into it.
+def build_batch_tracer(task: Batches, *, eager: bool) -> Tracer:
+    """Build Celery's tracer for the batches of a task, with the tools that hook into it.
 
     Arguments:
         task: The batch task.
-        eager: Whether it is for batches that run in the process of their caller.
+        eager: Whether its batches run in the process of their caller.
     """
     logging.getLogger(trace.__name__).addFilter(_is_not_of_a_batch)
-    # A class of its own for each: tools may wrap a method of the class.
+    # Each task gets its own class, since tools may wrap methods of the class.
     stand_in = type("BatchTask", (BatchTask,), FORWARDED)(task)
-    # Looked up when it is used, since that is what tools replace.
+    # Looked up at each use, since tools replace it in its module.
     tracer: Tracer = trace.build_tracer(
         task.name, stand_in, eager=eager, app=task.app, Info=BatchInfo
     )
-    stand_in.begin()
+    stand_in.end_build()
     return tracer
 
 
 def _is_not_of_a_batch(record: logging.LogRecord) -> bool:
-    """Leave out Celery's line for a batch that succeeds: `pool.log` writes one that says more."""
+    """Suppress Celery's line for a batch that succeeds, since `pool.log` writes another."""
     data = getattr(record, "data", None)
     return not isinstance(data, dict) or not is_running(data.get("id"))

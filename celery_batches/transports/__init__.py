@@ -1,1 +1,1 @@
-"""What this package knows of brokers, one file per technology. Imports neither worker nor pool."""
+"""Knowledge of brokers, one file per technology. Imports neither worker nor pool."""

@@ -1,29 +1,34 @@
 """Shortcut ``amqp_frames``: writes many acknowledgements to an AMQP connection at once.
 
-Runs in the worker's main process. py-amqp writes each frame by itself, and a broker that gets them
-one by one has more to do.
+Runs in the worker's main process. py-amqp writes each frame separately, which costs the worker and
+the broker more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING
 
 import amqp
+
+from ..core.delivery_tags import Ack
+
+if TYPE_CHECKING:
+    from kombu.transport.base import StdChannel
 
 __all__ = ("is_supported", "write_acks")
 
 #: Class and method of ``basic.ack``.
 BASIC_ACK = (60, 80)
 
-#: A method frame of AMQP 0-9-1 with ``basic.ack`` in it: type, channel, size of what follows up to
-#: the end, class, method, delivery tag, whether it is for all tags up to this one, end of frame.
+#: A method frame of AMQP 0-9-1 that holds a ``basic.ack``. Its fields are: type, channel, size of
+#: the payload, class, method, delivery tag, ``multiple``, end of frame.
 ACK_FRAME = Struct(">BHIHHQBB")
 
 
-def is_supported(channel: Any) -> bool:
-    """Whether py-amqp is as known here: how it numbers the method and the channel, and writes."""
+def is_supported(channel: StdChannel) -> bool:
+    """Whether py-amqp numbers methods and channels, and writes frames, as this shortcut expects."""
     connection = channel.connection
     method = getattr(getattr(getattr(amqp, "spec", None), "Basic", None), "Ack", None)
     return (
@@ -34,19 +39,19 @@ def is_supported(channel: Any) -> bool:
     )
 
 
-def write_acks(channel: Any, acks: Sequence[tuple[int, bool]]) -> None:
+def write_acks(channel: amqp.Channel, acks: Sequence[Ack]) -> None:
     """Write the frames that py-amqp would write for these delivery tags, in one write.
 
-    Only for the thread that does all that is written to the connection: py-amqp's own writes are
-    not held up.
+    Call it only on the thread that makes all writes to the connection, since it does not take
+    py-amqp's lock.
 
     Arguments:
         channel: The channel.
-        acks: For each frame, a delivery tag, and whether it is for all tags up to this one.
+        acks: A ``(delivery_tag, multiple)`` pair for each frame.
     """
-    number, connection = channel.channel_id, channel.connection
+    channel_id, connection = channel.channel_id, channel.connection
     frames = [
-        ACK_FRAME.pack(1, number, 13, *BASIC_ACK, tag, multiple, 0xCE) for tag, multiple in acks
+        ACK_FRAME.pack(1, channel_id, 13, *BASIC_ACK, tag, multiple, 0xCE) for tag, multiple in acks
     ]
     connection.transport.write(b"".join(frames))
     connection.bytes_sent += len(frames)

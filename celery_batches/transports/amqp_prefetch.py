@@ -1,4 +1,4 @@
-"""Shortcut ``amqp_prefetch``: tells an AMQP broker a prefetch count without waiting for its answer.
+"""Shortcut ``amqp_prefetch``: sends a prefetch count over AMQP without waiting for a reply.
 
 Runs in the worker's main process.
 """
@@ -6,37 +6,42 @@ Runs in the worker's main process.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import amqp
 
 from .traits import traits_of
 
+if TYPE_CHECKING:
+    from celery.worker.consumer import Consumer
+
 __all__ = ("without_waiting",)
 
 
-def without_waiting(consumer: Any) -> Callable[[int], Any] | None:
-    """Return what sends a prefetch count to an AMQP broker and does not wait for its answer.
+def without_waiting(consumer: Consumer) -> Callable[[int], None] | None:
+    """Return a function that sends a prefetch count to an AMQP broker without waiting.
 
-    py-amqp's ``basic_qos`` reads from the connection until the answer comes. Meanwhile the messages
-    that come in call for another prefetch count, a frozen network stops the whole worker, and a
-    signal handler that stops the worker may re-enter the read. Nothing needs that answer: a broker
-    handles methods in order, and closes the channel if it refuses one.
+    py-amqp's ``basic_qos`` reads from the connection until the reply arrives. Messages that arrive
+    meanwhile require another prefetch count. A frozen network stops the whole worker. A signal
+    handler may re-enter the read. Nothing needs the reply: a broker handles methods in order, and
+    closes the channel if it refuses one.
 
     Returns:
-        None for any other broker, for a py-amqp that is not as known here, and where a prefetch
-        count is for new consumers only.
+        The function, or None. It is None for any other broker, for an unexpected py-amqp, and if a
+        prefetch count applies to new consumers only.
     """
     channel = consumer.task_consumer.channel
-    plain = getattr(amqp.Channel, "basic_qos", None)
+    own_method = getattr(amqp.Channel, "basic_qos", None)
     method = getattr(getattr(getattr(amqp, "spec", None), "Basic", None), "Qos", None)
-    if plain is None or method is None or getattr(type(channel), "basic_qos", None) is not plain:
+    if own_method is None or method is None:
         return None
-    # RabbitMQ's meaning of a count for all consumers of a channel, which Celery asks for there.
+    if getattr(type(channel), "basic_qos", None) is not own_method:
+        return None
+    # RabbitMQ applies a count with `global` to all consumers of the channel. Celery relies on that.
     if consumer.connection.qos_semantics_matches_spec or traits_of(consumer).static_prefetch:
         return None
 
-    def tell(prefetch_count: int) -> None:
+    def send_prefetch_count(prefetch_count: int) -> None:
         consumer.task_consumer.channel.send_method(method, "lBb", (0, prefetch_count, True))
 
-    return tell
+    return send_prefetch_count

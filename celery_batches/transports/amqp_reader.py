@@ -6,44 +6,50 @@ Runs in the worker's main process, for each message that the worker receives.
 from __future__ import annotations
 
 from itertools import count
+from socket import socket
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING
 
 import amqp
 import amqp.transport
 from amqp.exceptions import RecoverableConnectionError
 from kombu.transport.base import Transport
 
+if TYPE_CHECKING:
+    from amqp.transport import TCPTransport
+    from celery.worker.consumer import Consumer
+    from kombu.asynchronous import Hub
+
 __all__ = ("read_many",)
 
-#: Bytes in one read: some 20 small messages.
-READ = 16 * 1024
+#: The most bytes in one read: about 20 small messages.
+READ_BYTES = 16 * 1024
 
-#: Reads in a row, before the event loop sees to timers, the pool and other connections.
-TURN = 2
+#: The most reads in one turn. Then the event loop runs timers, the pool and other connections.
+READS_PER_TURN = 2
 
-#: What a frame of AMQP 0-9-1 begins with: type, channel, and the size of its payload.
-FRAME = Struct(">BHI")
+#: The header of a frame of AMQP 0-9-1: type, channel, and the size of its payload.
+FRAME_HEADER = Struct(">BHI")
 
-#: What it ends with.
+#: The last byte of a frame.
 FRAME_END = 0xCE
 
 
-def read_many(consumer: Any, hub: Any) -> None:
-    """Have the event loop read what there is on the consumer's connection, in large pieces.
+def read_many(consumer: Consumer, hub: Hub) -> None:
+    """Have the event loop read all available data of the consumer's connection, in large pieces.
 
-    kombu's own reader has py-amqp read one message in each turn of the loop, with nine calls of
-    ``recv``; then the loop comes round, asks the poller, and looks at its timers.
+    With kombu's own reader, py-amqp reads one message in each turn of the loop, with nine calls of
+    ``recv``. In each turn, the loop also polls all connections and runs its timers.
     """
     connection = consumer.connection.connection
     transport = consumer.connection.transport
-    own = getattr(type(transport), "on_readable", None) is not Transport.on_readable
-    if isinstance(connection, amqp.Connection) and not own and _is_known(connection):
-        hub.add_reader(connection.sock, _read, connection)
+    is_kombus = getattr(type(transport), "on_readable", None) is Transport.on_readable
+    if isinstance(connection, amqp.Connection) and is_kombus and _has_expected_buffer(connection):
+        hub.add_reader(connection.sock, _read_turn, connection)
 
 
-def _is_known(connection: Any) -> bool:
-    """Whether py-amqp keeps what it has read where it is known here, and looks there first."""
+def _has_expected_buffer(connection: amqp.Connection) -> bool:
+    """Whether py-amqp keeps incomplete frames in ``_read_buffer``, and reads from there first."""
     transport = connection.transport
     classes = (getattr(amqp.transport, name, None) for name in ("TCPTransport", "SSLTransport"))
     readers = {vars(cls).get("_read") for cls in classes if cls is not None} - {None}
@@ -55,54 +61,55 @@ def _is_known(connection: Any) -> bool:
     )
 
 
-def _read(connection: Any) -> None:
+def _read_turn(connection: amqp.Connection) -> None:
     for reads in count(1):
         if not connection.connected:
             raise RecoverableConnectionError("Socket was disconnected")
         transport = connection.transport
         try:
             with transport.having_timeout(0):
-                received = transport.sock.recv(READ)
+                received = transport.sock.recv(READ_BYTES)
         except TimeoutError:
             return
         except OSError:
             received = b""
         if received:
-            _take_in(connection, transport, received)
+            _pass_on_frames(connection, transport, received)
         else:
-            _find_out(connection)
-        # Of what TLS has decrypted already, the poller knows nothing.
-        if reads >= TURN and not _is_pending(transport.sock):
+            _detect_loss(connection)
+        # The poller does not report data that TLS has decrypted already.
+        if reads >= READS_PER_TURN and not _is_pending(transport.sock):
             return
 
 
-def _is_pending(sock: Any) -> bool:
+def _is_pending(sock: socket) -> bool:
     return hasattr(sock, "pending") and sock.pending() > 0
 
 
-def _take_in(connection: Any, transport: Any, received: bytes) -> None:
-    """Give py-amqp the frames that are complete; keep the rest where it will look for it."""
+def _pass_on_frames(connection: amqp.Connection, transport: TCPTransport, received: bytes) -> None:
+    """Pass complete frames to py-amqp, and leave the rest in its buffer."""
     on_frame = connection.on_inbound_frame
     buffer = transport._read_buffer + received
     start = 0
     transport._read_buffer = buffer
-    while len(buffer) - start > FRAME.size:
-        kind, channel, size = FRAME.unpack_from(buffer, start)
-        payload = start + FRAME.size
+    while len(buffer) - start > FRAME_HEADER.size:
+        kind, channel, size = FRAME_HEADER.unpack_from(buffer, start)
+        payload = start + FRAME_HEADER.size
         end = payload + size
         if end >= len(buffer):
             return
         if buffer[end] != FRAME_END:
-            transport.read_frame()  # It is for py-amqp to say so.
+            transport.read_frame()  # py-amqp raises its own error for a malformed frame.
         start = end + 1
         rest = transport._read_buffer = buffer[start:]
         on_frame((kind, channel, buffer[payload:end]))
-        if transport._read_buffer is not rest:  # Somebody has waited for an answer amid that.
+        # A callback consumed the buffer while it waited for a reply.
+        if transport._read_buffer is not rest:
             buffer, start = transport._read_buffer, 0
 
 
-def _find_out(connection: Any) -> None:
-    """Let py-amqp find the connection lost, in its own way."""
+def _detect_loss(connection: amqp.Connection) -> None:
+    """Have py-amqp read, so that it detects the lost connection and raises its own error."""
     try:
         connection.drain_events(timeout=0)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""Acknowledges many messages of one channel at once, where a shortcut can do so.
+"""Chooses how to acknowledge many messages of one channel.
 
 Runs in the worker's main process.
 """
@@ -7,39 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kombu.message import Message
 
 from ..core.shortcuts import Shortcut
 from . import amqp_acks, amqp_frames, redis_acks
 
+if TYPE_CHECKING:
+    from kombu.transport.base import StdChannel
+
 __all__ = ("acknowledge_in_bulk",)
 
 
 def acknowledge_in_bulk(
-    channel: Any,
-    messages: Sequence[Any],
+    channel: StdChannel,
+    messages: Sequence[Message],
     shortcuts: Collection[Shortcut],
     *,
     has_loop: bool = False,
 ) -> bool:
-    """Acknowledge messages that came on this channel, if one of the shortcuts can.
+    """Acknowledge messages of one channel together, if a shortcut supports the channel.
 
     Arguments:
         channel: The channel.
         messages: The messages.
-        shortcuts: The shortcuts that are switched on.
-        has_loop: Whether an event loop does all that is written to the connection, on one thread.
-            If not, other threads or greenlets may be writing to it.
+        shortcuts: The enabled shortcuts.
+        has_loop: Whether an event loop makes all writes to the connection, on one thread. Without
+            one, several threads or greenlets can write to it at once.
 
     Returns:
-        Whether it did. If not, none of the messages knows that it is acknowledged, and kombu has to
-        acknowledge each. Then it is also kombu that finds out what is wrong, if something is.
+        Whether the messages are acknowledged. If not, kombu has to acknowledge each of them, and
+        raises its own error if that fails.
     """
     try:
         acknowledge = _bulk_ack_of(channel, shortcuts, has_loop=has_loop)
-        if acknowledge is None or not _are_plain(channel, messages):
+        if acknowledge is None or not _use_only_basic_ack(channel, messages):
             return False
         acknowledge(channel, [message.delivery_tag for message in messages])
     except Exception:
@@ -50,8 +53,8 @@ def acknowledge_in_bulk(
 
 
 def _bulk_ack_of(
-    channel: Any, shortcuts: Collection[Shortcut], *, has_loop: bool
-) -> Callable[[Any, Sequence[Any]], None] | None:
+    channel: StdChannel, shortcuts: Collection[Shortcut], *, has_loop: bool
+) -> Callable[[StdChannel, Sequence[Any]], None] | None:
     if "amqp_acks" in shortcuts and amqp_acks.is_supported(channel):
         if has_loop and "amqp_frames" in shortcuts and amqp_frames.is_supported(channel):
             return partial(amqp_acks.acknowledge, write=amqp_frames.write_acks)
@@ -61,9 +64,9 @@ def _bulk_ack_of(
     return None
 
 
-def _are_plain(channel: Any, messages: Sequence[Any]) -> bool:
-    """Whether kombu would have the channel acknowledge these messages, and do nothing else."""
-    if not all(_acks_plainly(kind) for kind in set(map(type, messages))):
+def _use_only_basic_ack(channel: StdChannel, messages: Sequence[Message]) -> bool:
+    """Whether kombu would only call ``basic_ack`` of the channel for these messages."""
+    if not all(_has_kombus_ack(kind) for kind in set(map(type, messages))):
         return False
     no_ack = channel.no_ack_consumers or ()
     return not any(
@@ -72,24 +75,24 @@ def _are_plain(channel: Any, messages: Sequence[Any]) -> bool:
     )
 
 
-def _acks_plainly(kind: type[Any]) -> bool:
+def _has_kombus_ack(kind: type[Message]) -> bool:
     return kind.ack is Message.ack and kind.ack_log_error is Message.ack_log_error
 
 
-class _Acknowledged:
-    """Stands in for the channel of a message that the broker knows to be acknowledged."""
+class _SilentChannel:
+    """Stands in for the channel of a message that is acknowledged at the broker."""
 
     no_ack_consumers = None
 
-    def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
-        """Say nothing: it has been said."""
+    def basic_ack(self, delivery_tag: int | str, multiple: bool = False) -> None:
+        """Send nothing."""
 
 
-_ACKNOWLEDGED = _Acknowledged()
+_SILENT_CHANNEL = _SilentChannel()
 
 
-def _mark_as_acknowledged(message: Any) -> None:
-    """Let kombu's message know, so that nobody acknowledges it again."""
-    channel, message.channel = message.channel, _ACKNOWLEDGED
+def _mark_as_acknowledged(message: Message) -> None:
+    """Set the state of kombu's message, so that no code acknowledges it again."""
+    channel, message.channel = message.channel, _SILENT_CHANNEL
     message.ack()
     message.channel = channel

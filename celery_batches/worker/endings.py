@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -29,9 +29,11 @@ from kombu.utils.uuid import uuid
 from ..compat import TIMEOUT_IS_FAILURE
 from ..errors import error_info, exception_of
 from .acks import collect_acks
-from .interfaces import BatchTask
 from .member_request import MemberRequest, notify
 from .prefetch import Charge
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("BatchEndings", "Requests")
 
@@ -49,7 +51,7 @@ class BatchEndings:
         charge: What the prefetch budget is charged for it, if it has room for batches.
     """
 
-    def __init__(self, task: BatchTask, requests: Requests, charge: Charge | None) -> None:
+    def __init__(self, task: Batches, requests: Requests, charge: Charge | None) -> None:
         self.id: str = uuid()
         self.task = task
         self.requests = requests

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..transports.visibility import warn_of_eta
 from .flush_options import FlushOptions
-from .interfaces import BatchTask, Consumer
+from .interfaces import Consumer
 from .member_request import MemberRequest
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("BufferingConsumer",)
 
@@ -33,7 +36,7 @@ class BufferingConsumer:
         self,
         consumer: Consumer,
         on_task_request: Callable[[MemberRequest], None],
-        task: BatchTask,
+        task: Batches,
         options: FlushOptions,
     ) -> None:
         self._consumer = consumer

@@ -8,14 +8,16 @@ time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
 from ..core.buffer import Limits
 from ..options import FLUSH_EVERY, FLUSH_INTERVAL, check_flush_every, check_flush_interval
-from .interfaces import BatchTask
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("FlushOptions",)
 
@@ -41,7 +43,7 @@ class FlushOptions:
 
     __slots__ = ("_every", "_interval", "_task", "limits", "refused")
 
-    def __init__(self, task: BatchTask, last: FlushOptions | None = None) -> None:
+    def __init__(self, task: Batches, last: FlushOptions | None = None) -> None:
         self._task = task
         self.limits: Limits = DEFAULTS if last is None else last.limits
         self._every: Any = NOT_READ

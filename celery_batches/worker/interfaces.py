@@ -6,46 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from celery.app.base import Celery
-    from celery.app.task import Context
     from kombu import Connection
     from kombu.common import QoS
 
     from .job import BatchJob
     from .member_request import MemberRequest
 
-__all__ = ("BatchTask", "Bucket", "Consumer", "Pool", "Stack", "Timer")
-
-
-class Stack(Protocol):
-    """Celery's stack of the requests of a task."""
-
-    def push(self, context: Context) -> None:
-        """Have this context be ``task.request``."""
-
-    def pop(self) -> Any:
-        """Undo the last `push`."""
-
-
-class BatchTask(Protocol):
-    """The batch task: a `Batches`."""
-
-    name: str
-    app: Celery
-    acks_late: bool
-    time_limit: float | None
-    soft_time_limit: float | None
-    Request: type | str
-    request_stack: Stack
-    flush_every: Any
-    flush_interval: Any
-
-    @property
-    def backend(self) -> Any:
-        """The result backend."""
-
-    def flush(self, requests: Any) -> Any:
-        """Send requests to the pool; a subclass may override it."""
+__all__ = ("Bucket", "Consumer", "Pool", "Timer")
 
 
 class Timer(Protocol):

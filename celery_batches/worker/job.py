@@ -7,7 +7,7 @@ imports from ``pool/``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from celery.exceptions import TaskRevokedError
@@ -19,10 +19,13 @@ from ..request import SimpleRequest
 from .acks import collect_acks
 from .body_args import BodyArguments
 from .endings import BatchEndings, Requests
-from .interfaces import BatchTask, Pool
+from .interfaces import Pool
 from .member_request import SignalLog
 from .members import Members, take_members
 from .prefetch import Charge
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("BatchJob",)
 
@@ -45,7 +48,7 @@ class BatchJob(BatchEndings):
 
     def __init__(
         self,
-        task: BatchTask,
+        task: Batches,
         requests: Requests,
         *,
         trigger: str,

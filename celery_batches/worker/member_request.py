@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from kombu import Message
 
+    from ..task import Batches
     from .endings import BatchEndings
-    from .interfaces import BatchTask
     from .strategy import BatchStrategy
 
 __all__ = ("MemberRequest", "SignalLog", "member_class", "notify")
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
         id: str
         name: str
-        task: BatchTask
+        task: Batches
         message: Message
         eta: datetime
         acknowledged: bool

@@ -19,12 +19,13 @@ from ..core.buffer import Batch
 from .accounting import Accounts
 from .body_args import BodyArguments
 from .endings import Requests
-from .interfaces import BatchTask, Consumer
+from .interfaces import Consumer
 from .job import BatchJob
 from .member_request import MemberRequest
 from .prefetch import prefetch_of
 
 if TYPE_CHECKING:
+    from ..task import Batches
     from .strategy import BatchStrategy
 
 __all__ = ("BatchSender", "sender_for")
@@ -52,7 +53,7 @@ class BatchSender:
 
     def __init__(
         self,
-        task: BatchTask,
+        task: Batches,
         consumer: Consumer,
         strategy: BatchStrategy,
         old: BatchSender | None = None,

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.exceptions import InvalidTaskError
@@ -37,11 +37,14 @@ from .acks import DeferredAck, LeanPromise
 from .checks import MALFORMED_MESSAGE_ERRORS, check_message
 from .eta import BufferingConsumer
 from .flush_options import FlushOptions
-from .interfaces import BatchTask, Consumer
+from .interfaces import Consumer
 from .member_request import MemberRequest, member_class
 from .pending import PendingRequests
 from .prefetch import warn_of_prefetch_limit
 from .sender import BatchSender
+
+if TYPE_CHECKING:
+    from ..task import Batches
 
 __all__ = ("BatchStrategy", "strategy_of")
 
@@ -60,7 +63,7 @@ class BatchStrategy:
 
     def __init__(
         self,
-        task: BatchTask,
+        task: Batches,
         app: Celery,
         consumer: Consumer,
         *,

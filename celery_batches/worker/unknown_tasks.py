@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
 from kombu import Message
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 from .checks import MALFORMED_MESSAGE_ERRORS
 
@@ -56,7 +57,7 @@ class Strategies(dict[str, Any]):
             raise InvalidTaskError("the name of a task must be a string") from reason
         try:
             self._consumer.on_unknown_task(None, message, reason)
-        except MALFORMED_MESSAGE_ERRORS as exc:
+        except (*MALFORMED_MESSAGE_ERRORS, ContentDisallowed, DecodeError) as exc:
             # The line is in the log by now.
             logger.debug("Cannot tell the caller of an unknown task: %r", exc, exc_info=True)
             if not message.acknowledged:

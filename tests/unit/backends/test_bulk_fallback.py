@@ -8,7 +8,7 @@ import pytest
 from celery.backends.redis import RedisBackend, SentinelBackend
 
 from celery_batches import SimpleRequest
-from celery_batches.backends.bulk import bulk_store_of, store_at_once
+from celery_batches.backends.bulk import bulk_store_of, store_in_bulk
 from celery_batches.backends.state import State
 from celery_batches.core.shortcuts import SHORTCUTS
 from celery_batches.pool.marking import intercept_marks
@@ -55,7 +55,7 @@ def test_backends_that_store_as_celery_does(redis_backend: Any) -> None:
 def test_other_backends_get_states_one_by_one(app: Any, backend: str) -> None:
     app.conf.result_backend = backend
     assert bulk_store_of(app.backend) is None
-    assert store_at_once(app.backend, [None, None]) == [False, False]
+    assert store_in_bulk(app.backend, [None, None]) == [False, False]
 
 
 def test_a_client_of_another_kind_gets_states_one_by_one(
@@ -64,7 +64,7 @@ def test_a_client_of_another_kind_gets_states_one_by_one(
     """Such as that of a cluster, which has no transactions over all of its nodes."""
     redis_backend.client = object()
     request = SimpleRequest("id-0", "unit.click", (), {}, None, "w@h")
-    assert store_at_once(redis_backend, [State(request, 1, "SUCCESS")] * 2) == [False, False]
+    assert store_in_bulk(redis_backend, [State(request, 1, "SUCCESS")] * 2) == [False, False]
     assert caplog.records == []
 
 

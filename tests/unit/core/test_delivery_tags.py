@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import celery_batches.core.delivery_tags
-from celery_batches.core.delivery_tags import BEYOND, DeliveryTags
+from celery_batches.core.delivery_tags import MAX_AFTER_GAP, DeliveryTags
 
 
 class Broker:
@@ -88,9 +88,9 @@ def test_numbers_that_begin_anew_are_not_trusted_any_more() -> None:
 def test_memory_is_bounded() -> None:
     """A delivery that stays outstanding does not have all after it remembered for ever."""
     tags = DeliveryTags()
-    tags.acknowledge(range(2, BEYOND + 2))
-    assert len(tags._beyond) == BEYOND
-    tags.acknowledge([BEYOND + 2])
-    assert not tags._beyond
-    assert tags.acknowledge([1, BEYOND + 3]) == [(1, False), (BEYOND + 3, False)]
-    assert celery_batches.core.delivery_tags.BEYOND >= 9 * 1000, "a window of large batches"
+    tags.acknowledge(range(2, MAX_AFTER_GAP + 2))
+    assert len(tags._after_gap) == MAX_AFTER_GAP
+    tags.acknowledge([MAX_AFTER_GAP + 2])
+    assert not tags._after_gap
+    assert tags.acknowledge([1, MAX_AFTER_GAP + 3]) == [(1, False), (MAX_AFTER_GAP + 3, False)]
+    assert celery_batches.core.delivery_tags.MAX_AFTER_GAP >= 9 * 1000, "a window of large batches"

@@ -112,7 +112,7 @@ def test_marking_when_the_batch_is_over(world: World) -> None:
         kept[0].retry,
         kept[0].reject,
     ):
-        with pytest.raises(RuntimeError, match=r"id-0.*its batch is over"):
+        with pytest.raises(RuntimeError, match=r"id-0.*its batch has ended"):
             mark()
 
 
@@ -132,7 +132,7 @@ def test_mark_as_failure_takes_an_exception(world: World, exc: Any) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"exc": "why"}, "must be an exception"), ({"countdown": "soon"}, "in seconds")],
+    [({"exc": "why"}, "must be an exception"), ({"countdown": "soon"}, "number of seconds")],
 )
 def test_retry_checks_its_arguments(options: Any, message: str) -> None:
     """A retry that makes no sense is refused there and then."""

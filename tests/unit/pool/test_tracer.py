@@ -25,7 +25,7 @@ def test_the_stand_in_is_the_task(app: Any) -> None:
 
     task = app.tasks["unit.click"]
     stand_in = BatchTask(task)
-    stand_in.begin()
+    stand_in.end_build()
     assert stand_in == task
     assert isinstance(stand_in, type(task))
     assert stand_in.name == "unit.click"
@@ -47,7 +47,7 @@ def test_what_a_tool_marks_while_it_builds_a_tracer_stays_with_that_tracer(app: 
     assert not hasattr(stand_in, "wrapped_by_a_tool")
     stand_in.wrapped_by_a_tool = "the stand-in"
     stand_in.run = run = lambda *args: args
-    stand_in.begin()
+    stand_in.end_build()
     assert task.wrapped_by_a_tool is True
     assert task.run is not run
     assert stand_in("a", "b") == ("a", "b"), "calling it runs what was wrapped"

@@ -21,7 +21,7 @@ from kombu.asynchronous import Hub
 from kombu.transport.pyamqp import Transport
 
 from celery_batches.core.shortcuts import SETTING, SHORTCUTS
-from celery_batches.transports.amqp_reader import READ, TURN, read_many
+from celery_batches.transports.amqp_reader import READ_BYTES, READS_PER_TURN, read_many
 from celery_batches.worker.bootstep import BatchesStep
 
 Frame = tuple[int, int, bytes]
@@ -140,10 +140,10 @@ def test_frames_are_read_many_at_a_time(
     turn: Callable[[], None], hub: Hub, connection: Connection, broker: Broker
 ) -> None:
     """In one turn of the loop as much as may be, in the next the rest, and then no more."""
-    frames = frames_of(5, size=READ // 2)
+    frames = frames_of(5, size=READ_BYTES // 2)
     broker.write(frames)
     turn()
-    assert connection.frames == frames[: (TURN * READ) // len(encoded(frames[0]))]
+    assert connection.frames == frames[: (READS_PER_TURN * READ_BYTES) // len(encoded(frames[0]))]
     others: list[int] = []
     hub.call_soon(lambda: others.append(len(connection.frames)))
     turn()
@@ -180,7 +180,7 @@ def test_a_frame_without_payload(
 def test_a_frame_that_takes_many_reads(
     turn: Callable[[], None], connection: Connection, broker: Broker
 ) -> None:
-    frame = (3, 1, b"x" * (3 * TURN * READ))
+    frame = (3, 1, b"x" * (3 * READS_PER_TURN * READ_BYTES))
     broker.sock.setblocking(False)
     left = memoryview(encoded(frame))
     for _ in range(100):
@@ -391,7 +391,7 @@ def test_a_connection_that_is_closed_amid_messages(
     turn: Callable[[], None], connection: Connection, broker: Broker
 ) -> None:
     """By what one of them says. Who asked py-amqp for its socket then would have it reconnect."""
-    frames = frames_of(1, size=TURN * READ - 100)
+    frames = frames_of(1, size=READS_PER_TURN * READ_BYTES - 100)
     connection.channels, connection.amid = {}, connection.collect
     broker.write(frames)
     turn()

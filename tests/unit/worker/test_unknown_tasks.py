@@ -51,6 +51,22 @@ def test_a_stranger_is_refused(
         worker.assert_empty()
 
 
+@pytest.mark.parametrize("content_type", ["application/x-python-serialize", "application/json"])
+def test_a_stranger_whose_body_cannot_be_read_is_refused(
+    tasks: Any, clock: Clock, content_type: str
+) -> None:
+    """Without an id in its headers, Celery looks for one in the body: one line in the log, too."""
+    sent = call("no.such.task", "lost")
+    sent.headers.pop("id")
+    sent.body, sent.content_type = b"x", content_type
+    with Problems() as problems:
+        worker = InProcessWorker(tasks, clock, problems)
+        tag = worker.deliver(Delivery(sent, amqp=False))
+        assert worker.channel.of(tag) == ["reject"]
+        assert len(worker.refusals) == 1, worker.refusals
+        worker.assert_empty()
+
+
 def test_a_consumer_with_a_table_of_its_own_keeps_it(tasks: Any, clock: Clock) -> None:
     """``Consumer.Strategies`` is for those who make a consumer of their own."""
 
