@@ -35,7 +35,7 @@ LEFT_OUT = (
     "request.mark_as_done(), request.mark_as_failure() or request.reject() on those to leave out. "
     "To drop a request without this warning, call its acknowledge() or reject() in flush()."
 )
-#: Exceptions that Celery's request does not record as a failure, or raises again.
+#: What Celery's request does not treat as a failure, or raises again.
 NO_FAILURES = (Retry, Terminated, MemoryError)
 
 REPEATED = (
@@ -47,9 +47,9 @@ REPEATED = (
 class Accounts:
     """Keeps account of the requests of one batch task, from the buffer to a batch.
 
-    It holds its lock while it notifies Celery's request that it is left out. Another thread may
-    pass the request on at that moment. The lock ensures that it is acknowledged once, and that
-    ``worker.state`` has it while it runs. There is no I/O with the broker under the lock.
+    Its lock is held while a request that was left out is notified. Another thread may pass that
+    request on at the same moment: it is still acknowledged once, and the worker knows of it while
+    it runs. There is no I/O under the lock.
 
     Arguments:
         task_name: The name of the task, for the log.

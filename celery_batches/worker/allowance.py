@@ -19,7 +19,7 @@ STATIC = (
 
 
 class BatchAllowance:
-    """The allowance of one batch task for the batch that it fills.
+    """Messages that the broker may deliver on behalf of one batch task, on top of the budget.
 
     Arguments:
         consumer: The worker's consumer.
@@ -33,17 +33,19 @@ class BatchAllowance:
         self._flush_every = flush_every
         self._prefetch: Prefetch | None = None
         self._messages = 0
-        #: The allowance for as long as the worker runs, if the prefetch count cannot change.
+        #: The messages that the broker was asked for once, where it cannot be asked again.
         self._static: int | None = None
-        #: The end of the read-ahead, or None without one.
+        #: The end of the read-ahead, or None while there is none.
         self.ahead_until: float | None = None
 
     def open(self, batches: int = 1) -> None:
-        """Raise the prefetch count by a batch, unless that is done already.
+        """Let the broker deliver a batch, unless it may already.
 
         Arguments:
-            batches: By how many batches: more than one if the prefetch count cannot change later.
+            batches: The number of batches: more than one where the broker cannot be asked again.
         """
+        if batches > 1:
+            self._static = 0
         # A batch of one is an ordinary task to the budget.
         if self._prefetch is None and self._flush_every > 1:
             self._prefetch = prefetch_of(self._consumer)
@@ -56,7 +58,7 @@ class BatchAllowance:
     def resize(self, flush_every: int) -> None:
         """Change the number of messages in a full batch.
 
-        The allowance stays the same if the prefetch count cannot change.
+        Where the broker cannot be asked again, it goes on delivering what it was asked for.
         """
         ahead_until = self.ahead_until
         self.stop_read_ahead()
@@ -72,15 +74,16 @@ class BatchAllowance:
             self.start_read_ahead(ahead_until)
 
     def warn_of_static_limit(self, task_name: str) -> None:
-        """Warn if a batch can no longer fill, since the prefetch count cannot change."""
-        if self._prefetch is None or self._static is None:
+        """Warn if a batch cannot fill any more, since the broker cannot be asked for more."""
+        prefetch = prefetch_of(self._consumer)
+        if self._static is None or prefetch is None:
             return
-        most = self._static + int(self._prefetch.value)
-        if self._prefetch.value and self._flush_every > most:
+        most = self._static + int(prefetch.value)
+        if prefetch.value and self._flush_every > most:
             logger.warning(STATIC, task_name, self._flush_every, most)
 
     def start_read_ahead(self, until: float) -> None:
-        """Let the broker deliver full batches ahead until then, if there is an allowance."""
+        """Have full batches delivered ahead until then: after a full batch, more are likely."""
         if self._prefetch is not None:
             if self.ahead_until is None:
                 self._prefetch.expect(self._flush_every)
@@ -93,7 +96,7 @@ class BatchAllowance:
             self._prefetch.expect_no_more(self._flush_every)
 
     def close(self) -> None:
-        """Return the allowance, if there is one."""
+        """Withdraw the allowance, if there is one."""
         self.stop_read_ahead()
         prefetch, self._prefetch = self._prefetch, None
         if prefetch is not None:

@@ -15,7 +15,7 @@ from kombu.exceptions import EncodeError
 
 __all__ = ("MALFORMED_MESSAGE_ERRORS", "check_message")
 
-#: The exceptions that Celery's own code raises for a malformed message.
+#: What Celery's own code raises for a malformed message.
 MALFORMED_MESSAGE_ERRORS = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
     EncodeError,
@@ -34,7 +34,7 @@ MARGIN = 50
 
 
 def check_message(message: Message, body: Any) -> None:
-    """Refuse a message with malformed arguments or headers, before it joins a batch.
+    """Refuse a malformed message, as early as that can be known.
 
     Celery detects some of these errors in the pool, where they would fail the whole batch.
 
@@ -112,9 +112,9 @@ def _are_stamps(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
-#: The valid values of optional headers. A wrong value would harm the other requests: the worker
-#: counts names, compares stamps, and gives the batch the tightest limit of its requests.
-HEADERS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+#: What a header must be, if there is one, so that other requests do not suffer: the worker keeps
+#: count of names, compares stamps, and gives the tightest limit of all requests to the batch.
+HEADERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("shadow", _is_text, "a string"),
     ("timelimit", _are_time_limits, "a list of the hard and the soft limit, in seconds"),
     ("retries", _is_count, "a number"),
@@ -125,7 +125,7 @@ HEADERS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
     task_id = headers.get("id")
-    # In Celery, these other types work if no result backend needs a key.
+    # In Celery, ids of other types work unless a result backend makes a key of them.
     if not _is_text(task_id) and type(task_id) not in (int, UUID):
         raise InvalidTaskError(f"the id of a task must be a string, not {_kind(task_id)}")
     for name, is_valid, expected in HEADERS:

@@ -1,4 +1,4 @@
-"""Notifies the requests of a batch of how it ends. Runs in the worker's main process.
+"""How a batch ends, and how its requests are notified. Runs in the worker's main process.
 
 The pool calls `on_accepted` when it starts the batch, and then
 
@@ -6,8 +6,8 @@ The pool calls `on_accepted` when it starts the batch, and then
 * `on_failure` if it could not run the batch, or lost the process that did;
 * `on_timeout` when a time limit is reached.
 
-Celery calls `terminate` when it has terminated or cancelled one of the requests. This ends the
-process of the whole batch.
+Celery calls `terminate` when it has terminated or cancelled one of the requests. The other requests
+of the batch have lost their process then.
 
 "The ways of ending" in ``docs/architecture.rst`` has the table.
 """
@@ -155,7 +155,7 @@ class BatchEndings:
             self._on_terminated()
 
     def _on_terminated(self) -> None:
-        """Notify the revoked requests, and then the rest that the process was lost."""
+        """Notify the requests that were revoked; the other requests have lost their process."""
         for request in self.requests:
             if not request.is_ended:
                 continue
@@ -165,7 +165,7 @@ class BatchEndings:
         self._notify_lost()
 
     def _notify_lost(self) -> None:
-        """Notify the requests that were not revoked or cancelled that the process was lost."""
+        """Notify the requests that were neither revoked nor cancelled: their process is lost."""
         lost = [request for request in self.requests if not request.is_ended]
         if lost:
             reason = "Its process was ended to terminate another request of the batch."

@@ -52,7 +52,7 @@ class PendingRequests:
         return len(self._buffer)
 
     def reserve(self, batches: int) -> None:
-        """Set an allowance of so many batches, if the prefetch count cannot change later."""
+        """Let the broker deliver that many batches, where it cannot be asked again."""
         self._is_static = True
         self._allowance.open(batches)
 

@@ -6,13 +6,13 @@ as one task against it. Beyond the budget, there is an allowance for
 * one whole batch of each task that is filling one, and
 * the other members of the batches in the pool, for at most as many batches as the budget.
 
-After a full batch, the worker assumes that more follow, and counts these before they arrive. So it
-does not change the prefetch count for each batch. The broker can send messages ahead, which bridges
-pauses of many milliseconds.
+After a full batch, the worker assumes that more follow, and counts them as on their way before they
+have arrived. So the prefetch count need not change for each batch. What the broker has delivered
+ahead keeps the worker busy while the broker is silent, which may take many milliseconds.
 
-With one batch task, a worker holds at most ``(budget + 1) * flush_every`` messages. A task without
-messages has no allowance. The prefetch count changes by whole batches, never by single messages. On
-AMQP the worker does not wait for the reply.
+So with one batch task a worker holds ``(budget + 1) * flush_every`` messages at most. A task that
+gets no messages takes no room. The prefetch count changes by whole batches, never by single
+messages, and on AMQP the worker does not wait for the broker's answer.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
         self._filling = 0
         #: The batches in the pool, in the order in which they were sent.
         self._charges: dict[Charge, int] = {}
-        #: The other members of a batch, for each task from which full batches are expected.
+        #: For each task that reads ahead: the members of a full batch, but one.
         self._expected: list[int] = []
         #: Batches that have not ended, acknowledged or not.
         self._unfinished: set[Charge] = set()
@@ -137,13 +137,13 @@ class Prefetch(QoS):  # type: ignore[misc]  # kombu is not typed
             self.prev = None  # So that the event loop calls `set`.
 
     def expect(self, size: int) -> None:
-        """Count full batches of this size before they arrive, until `expect_no_more`."""
+        """Count batches of that size as on their way before they have arrived."""
         with self._lock:
             self._expected.append(size - 1)
             self.prev = None
 
     def expect_no_more(self, size: int) -> None:
-        """Stop counting batches that have not arrived yet."""
+        """Stop counting batches of that size that have not arrived yet."""
         with self._lock:
             self._expected.remove(size - 1)
             self.prev = None

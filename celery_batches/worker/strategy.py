@@ -103,7 +103,7 @@ class BatchStrategy:
         return len(self._pending)
 
     def reserve(self, batches: int) -> None:
-        """Set an allowance of so many batches, if the prefetch count cannot change later."""
+        """Let the broker deliver that many batches, where it cannot be asked again."""
         self._reserved = batches
         self._pending.reserve(batches)
 

@@ -271,3 +271,15 @@ def test_a_limited_task_splits_what_it_holds_back(app: Any, clock: Clock) -> Non
     assert sizes(worker) == [4, 4, 4]
     worker.advance(30)
     assert sizes(worker) == [4, 4, 4, 1]
+
+
+def test_a_task_of_batches_of_one_that_grows_where_prefetch_is_static(
+    app: Any, clock: Clock, caplog: Any
+) -> None:
+    """The broker was asked for no batch of it: the warning says how many messages it delivers."""
+    worker = BatchWorker(make_task(app, flush_every=1), clock)
+    worker.strategy.reserve(3)
+    worker.task.flush_every = 5
+    send(worker, 1)
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert "allows 4 messages" in line
