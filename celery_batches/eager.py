@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from billiard.einfo import ExceptionInfo
 from celery._state import _task_stack
@@ -22,10 +22,17 @@ from .request import SimpleRequest
 if TYPE_CHECKING:
     from .task import Batches
 
-__all__ = ("apply_eagerly",)
+__all__ = ("LogOptions", "apply_eagerly")
 
 #: The calling options that become part of the context.
 EAGER_KEYS = CONTEXT_KEYS | {"headers"}
+
+
+class LogOptions(NamedTuple):
+    """The log of a worker, for ``task.request``."""
+
+    loglevel: int
+    logfile: str | None
 
 
 def apply_eagerly(
@@ -34,10 +41,8 @@ def apply_eagerly(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     context: dict[str, Any],
-    *,
     throw: bool | None,
-    loglevel: int,
-    logfile: str | None,
+    log: LogOptions,
 ) -> EagerResult:
     """Run a call of a batch task as a batch of one, whose id is that of the call.
 
@@ -48,8 +53,7 @@ def apply_eagerly(
         kwargs: Keyword arguments of the call.
         context: The other keys of the context, with the names of message headers.
         throw: Whether to raise an exception of the body. Defaults to ``task_eager_propagates``.
-        loglevel: The ``loglevel`` of ``task.request``.
-        logfile: The ``logfile`` of ``task.request``.
+        log: What ``task.request`` says of the log.
 
     Returns:
         The mark of the body as a result, or else the return value of the body.
@@ -57,17 +61,8 @@ def apply_eagerly(
     propagate = task.app.conf.task_eager_propagates if throw is None else throw
     hostname = gethostname()
     request = _eager_request(task, task_id, args, kwargs, hostname, context)
-    batch = BatchRun(
-        task,
-        [request],
-        id=task_id,
-        trigger="manual",
-        hostname=hostname,
-        eager=True,
-        propagate=propagate,
-        loglevel=loglevel,
-        logfile=logfile,
-    )
+    how = {"eager": True, "propagate": propagate, **log._asdict()}
+    batch = BatchRun(task, [request], id=task_id, trigger="manual", hostname=hostname, **how)
     batch.run()
     (applied,) = batch.applied
     value = _value_of(applied.outcome, batch.end.retval)

@@ -12,16 +12,13 @@ from celery.app.task import Context
 from .core.context_keys import CONTEXT_DEFAULTS, NOT_CUSTOM
 from .core.outcomes import Done, Failed, Outcome, Rejected, Retried
 from .core.short_repr import short_repr
-from .core.slot import OutcomeSlot
+from .core.slot import OutcomeSlot, slot_of
 
 if TYPE_CHECKING:
     from celery.result import ResultBase
     from celery.worker.request import Request
 
-__all__ = ("SimpleRequest", "context_of", "slot_of")
-
-#: Keys of the context that a message cannot set, but only the process that runs the call.
-_NOT_FROM_MESSAGES = ("is_eager",)
+__all__ = ("SimpleRequest", "context_of")
 
 #: The attribute that is not pickled. It belongs to the run of a batch in one process.
 _NOT_PICKLED = "outcome_slot"
@@ -93,8 +90,8 @@ class SimpleRequest:
         # With task protocol 1 Celery has decoded the body, and the request has no content type.
         body = request.body if request.content_type is None else request.message.payload
         context = {**request.request_dict, **(body[2] or {})}
-        for key in _NOT_FROM_MESSAGES:
-            context.pop(key, None)
+        # Only the process that runs a call eagerly says so, not a message.
+        context.pop("is_eager", None)
         ignore_result = context.get("ignore_result")
         if ignore_result is None:
             ignore_result = request.task.ignore_result
@@ -299,11 +296,3 @@ def context_of(request: SimpleRequest, task_name: str | None = None) -> Context:
         ignore_result=request.ignore_result,
         called_directly=False,
     )
-
-
-def slot_of(request: SimpleRequest) -> OutcomeSlot[SimpleRequest]:
-    """Return the outcome slot of a request, or a new one that no batch reads."""
-    slot = request.outcome_slot
-    if slot is None:
-        slot = request.__dict__.setdefault("outcome_slot", OutcomeSlot())
-    return slot

@@ -209,21 +209,13 @@ class Batches(BodyMethods, UnsupportedMethods):
         Returns:
             The mark of the body as a result, or else the return value of the body.
         """
-        from .eager import apply_eagerly
+        from .eager import LogOptions, apply_eagerly
 
         task = self._get_app().tasks[self.name]
         calls = {"callbacks": maybe_list(link), "errbacks": maybe_list(link_error)}
         context = {**calls, "retries": retries or 0, "headers": headers, **options}
-        return apply_eagerly(
-            task,
-            task_id or uuid(),
-            args or (),
-            kwargs or {},
-            context,
-            throw=throw,
-            loglevel=loglevel or 0,
-            logfile=logfile,
-        )
+        log = LogOptions(loglevel or 0, logfile)
+        return apply_eagerly(task, task_id or uuid(), args or (), kwargs or {}, context, throw, log)
 
 
 def _keep_bodies(sender: Celery, **_: Any) -> None:

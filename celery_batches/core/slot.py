@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from .outcomes import Outcome
 
-__all__ = ("OutcomeSlot", "Progress", "RunningBatch")
+__all__ = ("HasOutcomeSlot", "OutcomeSlot", "Progress", "RunningBatch", "slot_of")
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -97,3 +97,17 @@ class OutcomeSlot(Generic[R]):
         # This also refuses the outcome of a thread that has checked `closed` before.
         final: Outcome | None = self.__dict__.setdefault("outcome", None)
         return final
+
+
+class HasOutcomeSlot(Protocol[R]):
+    """A request that a batch can bind."""
+
+    outcome_slot: OutcomeSlot[R] | None
+
+
+def slot_of(request: HasOutcomeSlot[R]) -> OutcomeSlot[R]:
+    """Return the outcome slot of a request, or a new one that no batch reads."""
+    slot = request.outcome_slot
+    if slot is None:
+        slot = vars(request).setdefault("outcome_slot", OutcomeSlot())
+    return slot

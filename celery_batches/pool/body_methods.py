@@ -44,8 +44,7 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
     ) -> Retry:
         """Retry every request of the batch that has no outcome yet, under its own id.
 
-        Requests whose retries are exhausted fail. To retry only some requests, call the ``retry()``
-        of each of them.
+        To retry only some requests, call the ``retry()`` of each of them.
 
         Arguments:
             args: Refused for a batch, since each request keeps its own arguments.

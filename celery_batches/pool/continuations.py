@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from celery import canvas
 
 from ..compat import publish
-from ..request import SimpleRequest, slot_of
+from ..core.slot import slot_of
+from ..request import SimpleRequest
 from .context import acting_as
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 
 from ..core.outcomes import Done, Failed, Outcome
-from ..core.slot import Progress, RunningBatch
+from ..core.slot import Progress, RunningBatch, slot_of
 from ..errors import error_info, pickleable
-from ..request import SimpleRequest, slot_of
+from ..request import SimpleRequest
 from .continuations import parent_context, send_continuations
 from .running import running_batch
 from .store import store_failure

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import Retry
 from celery.utils.time import get_exponential_backoff_interval
 
-from ..request import SimpleRequest, slot_of
+from ..core.slot import slot_of
+from ..request import SimpleRequest
 from .body import body_of
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from celery.utils.log import get_logger
 from ..backends.bulk import store_in_bulk
 from ..backends.state import State
 from ..core.outcomes import Failed, Retried, decide
-from ..core.slot import OutcomeSlot
+from ..core.slot import OutcomeSlot, slot_of
 from ..errors import error_info
-from ..request import SimpleRequest, slot_of
+from ..request import SimpleRequest
 from .body import body_of
 from .context import current_task
 from .endings import outcome_of

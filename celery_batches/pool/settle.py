@@ -30,9 +30,9 @@ from ..core.outcomes import (
     Retried,
     Unmarked,
 )
-from ..core.slot import Progress
+from ..core.slot import Progress, slot_of
 from ..errors import call_live, pickleable
-from ..request import SimpleRequest, slot_of
+from ..request import SimpleRequest
 from .continuations import has_continuations, sends_on_success
 from .exceptions import BodyEnd, ExceptionInfos
 from .handlers import Handlers

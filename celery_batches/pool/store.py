@@ -13,8 +13,8 @@ from celery.worker.state import successful_requests
 from ..backends.bulk import unintercepted
 from ..backends.state import State
 from ..core.outcomes import Repeated
-from ..core.slot import Progress
-from ..request import SimpleRequest, slot_of
+from ..core.slot import Progress, slot_of
+from ..request import SimpleRequest
 from .continuations import parent_context, send_continuations
 
 if TYPE_CHECKING:
