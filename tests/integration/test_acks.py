@@ -152,27 +152,33 @@ def runs(site, call):
 
 @pytest.mark.parametrize("kind", ["late", "early"])
 @pytest.mark.parametrize("name", ["broken", "ignored"])
-def test_what_fails_with_the_body_or_is_ignored_is_acknowledged(name, kind, site, dead):
+def test_what_fails_with_the_body_or_is_ignored_is_acknowledged(name, kind, site, worker, dead):
     task = getattr(site.module, name)[kind]
     calls = send(task, "request done", "unmarked", "unmarked")
     told = acts(site, calls, 3, dead)
     assert told == [["ack"]] * 3
     check_dead_letters(dead, calls, told)
-    assert failed(site, calls) == ([] if name == "ignored" else calls[1:])
+    expected = [] if name == "ignored" else calls[1:]
+    assert failed(site, worker, task, calls, len(expected)) == expected
 
 
-def failed(site, calls):
-    ids = [report["id"] for report in site.reports.of("on_failure")]
-    return [call for call in calls if call.id in ids]
+def failed(site, worker, task, calls, wanted):
+    """The calls that have failed, when their batch has ended and so many are known to have."""
+    wait_for_batches(worker, task, len(calls))  # Early acknowledgements come before that.
+    ids = {call.id for call in calls}
+    reports = site.reports.expect("on_failure", wanted, each=lambda report: report["id"] in ids)
+    found = {report["id"] for report in reports}
+    return [call for call in calls if call.id in found]
 
 
 @pytest.mark.parametrize("kind", ["late", "early"])
-def test_a_body_that_raises_reject_drops_what_has_no_outcome(kind, site, dead):
-    calls = send(site.module.rejected[kind], "backend done", "unmarked", "unmarked")
+def test_a_body_that_raises_reject_drops_what_has_no_outcome(kind, site, worker, dead):
+    task = site.module.rejected[kind]
+    calls = send(task, "backend done", "unmarked", "unmarked")
     told = acts(site, calls, 3, dead)
     assert told == [["ack"], *[["reject"] if kind == "late" else ["ack"]] * 2]
     check_dead_letters(dead, calls, told)
-    assert failed(site, calls) == []
+    assert failed(site, worker, task, calls, 0) == []
 
 
 @pytest.mark.parametrize("kind", ["late", "early"])
