@@ -368,6 +368,22 @@ class Deployment:
                 client.delete(*keys)
 
 
+@contextlib.contextmanager
+def one_worker(
+    name: str, directory: Path, options: dict[str, Any], pool: str
+) -> Iterator[tuple[Deployment, Worker]]:
+    """An app with one worker, which has to leave no message behind: for the tests of a module."""
+    reports = Reports()
+    site = Deployment(name, directory, options, reports)
+    try:
+        with site.worker(pool) as worker:
+            yield site, worker
+        assert site.messages_left() == 0
+    finally:
+        site.close()
+        reports.close()
+
+
 def python_of(peer: str) -> str:
     """The Python that has a program which `scripts/peers.py` installs, or the test is skipped."""
     found = peers.find(peer)

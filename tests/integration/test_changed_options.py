@@ -1,7 +1,7 @@
 """Options that are set in a running worker take effect with the next request."""
 
 import pytest
-from harness import Deployment, Reports, options_for
+from harness import one_worker, options_for
 from kombu.utils.uuid import uuid
 
 #: Broker and pool of the workers, each of which runs all tests of this module.
@@ -17,15 +17,8 @@ def shared(request, tmp_path_factory, redis_url):
     broker, pool = request.param
     url = request.getfixturevalue(f"{broker}_url")
     options = options_for(url, redis_url, f"test-{uuid()}")
-    reports = Reports()
-    site = Deployment("options_app", tmp_path_factory.mktemp("options"), options, reports)
-    try:
-        with site.worker(pool) as worker:
-            yield site, worker
-        assert site.messages_left() == 0
-    finally:
-        site.close()
-        reports.close()
+    with one_worker("options_app", tmp_path_factory.mktemp("options"), options, pool) as shared:
+        yield shared
 
 
 def send(site, name, *values):

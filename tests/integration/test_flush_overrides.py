@@ -3,7 +3,7 @@
 import pytest
 from celery import chord
 from celery.exceptions import ChordError
-from harness import Deployment, Reports, options_for
+from harness import one_worker, options_for
 from kombu.utils.uuid import uuid
 
 #: Broker and pool of the workers, each of which runs all tests of this module.
@@ -24,15 +24,8 @@ def shared(request, tmp_path_factory, redis_url):
     broker, pool = request.param
     url = request.getfixturevalue(f"{broker}_url")
     options = options_for(url, redis_url, f"test-{uuid()}")
-    reports = Reports()
-    site = Deployment("flush_app", tmp_path_factory.mktemp("flush"), options, reports)
-    try:
-        with site.worker(pool) as worker:
-            yield site, worker
-        assert site.messages_left() == 0
-    finally:
-        site.close()
-        reports.close()
+    with one_worker("flush_app", tmp_path_factory.mktemp("flush"), options, pool) as shared:
+        yield shared
 
 
 def serves_others(site):

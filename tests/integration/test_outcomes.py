@@ -4,7 +4,7 @@ import re
 
 import pytest
 from celery.exceptions import TimeoutError
-from harness import Deployment, Reports, options_for
+from harness import one_worker, options_for
 from kombu.utils.uuid import uuid
 
 #: Broker, pool and shortcuts of the workers, each of which runs all tests here but the last.
@@ -25,15 +25,8 @@ def shared(request, tmp_path_factory):
     url = request.getfixturevalue(f"{broker}_url")
     options = options_for(url, url if broker == "redis" else "rpc://", f"test-{uuid()}")
     options["batches_shortcuts"] = shortcuts
-    reports = Reports()
-    site = Deployment("outcomes_app", tmp_path_factory.mktemp("outcomes"), options, reports)
-    try:
-        with site.worker(pool) as worker:
-            yield site, worker
-        assert site.messages_left() == 0
-    finally:
-        site.close()
-        reports.close()
+    with one_worker("outcomes_app", tmp_path_factory.mktemp("outcomes"), options, pool) as shared:
+        yield shared
 
 
 def send(task, *ways):
