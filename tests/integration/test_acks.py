@@ -70,6 +70,7 @@ def shared(request, tmp_path_factory):
         with dead_letters(site) as dead:
             with site.worker(pool) as worker:
                 yield site, worker, dead
+                site.wait_until_active(worker, 0)
             assert site.messages_left() == 0
     finally:
         site.close()
@@ -231,8 +232,9 @@ def test_time_limits(broker, deploy):
     calls = {name: [site.module.timed[name].delay() for _ in range(2)] for name in expected}
     flat = [call for pair in calls.values() for call in pair]
     with dead_letters(site) as dead:
-        with site.worker("prefork", concurrency=4):
+        with site.worker("prefork", concurrency=4) as worker:
             told = acts(site, flat, 2 * sum(map(len, expected.values())), dead)
+            site.wait_until_active(worker, 0)
         assert told == [acts for acts in expected.values() for _ in range(2)]
         check_dead_letters(dead, flat, told)
         assert site.messages_left() == 0
@@ -254,8 +256,9 @@ def test_what_is_left_in_the_queue_when_the_worker_has_stopped(broker, deploy):
         if dead is not None:
             assert dead.items[:1] == [calls[-2].id]
     with dead_letters(site) as dead:
-        with site.worker():
+        with site.worker() as worker:
             send(task, *["request done"] * 6)
             told = acts(site, calls, 8 + back + 2, dead)
+            site.wait_until_active(worker, 0)
         assert [acts[-1] for acts in told[-3:]] == ["ack", "reject", "ack"]
         assert site.messages_left() == 0

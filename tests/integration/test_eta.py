@@ -20,6 +20,7 @@ def test_200_calls_with_countdown_among_1000_without(broker, deploy):
     with site.worker() as worker:
         reports = site.reports.expect("timed", 1200, each=lambda report: len(report["calls"]))
         batches = worker.wait_for_batches(1200)
+        site.wait_until_active(worker, 0)
     # Each call was run once, in no batch above flush_every, and none before its time.
     calls = [(number, eta, report["now"]) for report in reports for number, eta in report["calls"]]
     assert sorted(number for number, eta, now in calls) == list(range(1200))

@@ -185,6 +185,7 @@ def test_bad_messages_are_dropped_one_by_one(broker, deploy):
     with site.worker() as worker:
         told = site.reports.expect("told", len(bad) + 1)
         worker.wait_for_batches(len(bad) + 1)
+        site.wait_until_active(worker, 0)
     assert sorted(report["args"][0] for report in told) == list(range(len(bad) + 1))
     assert len(worker.problems) == len(bad), "\n".join(worker.problems)
     assert site.messages_left() == 0

@@ -462,11 +462,12 @@ def test_what_was_done_before_its_worker_was_lost_is_not_run_again(rabbitmq_url,
             assert [call.state for call in calls] == ["SUCCESS", "SUCCESS", "PENDING"]
             raise Lost
         assert worker.process.returncode < 0
-        with site.worker("prefork", "-E"):
+        with site.worker("prefork", "-E") as worker:
             assert calls[2].get(timeout=DEADLINE) == "late"
             followed = site.reports.expect("followed", 3)
             ids = [report["id"] for report in followed]
             events.expect("task-succeeded", *ids, *(call.id for call in calls))
+            site.wait_until_active(worker, 0)
     first, second = site.reports.of("once")
     assert first["calls"] == [["a", False], ["b", False], ["late", False]]
     assert second["calls"] == [["late", True]]

@@ -17,7 +17,7 @@ def test_an_app_for_0_11(package, broker, backend, deploy):
     reputations = [module.wot_api.delay(url) for url in urls]
     retried = [module.unreliable.delay(i, by=10) for i in range(6)]
     plain = [module.ordinary.delay(i) for i in range(3)]
-    with site.worker(python=python):
+    with site.worker(python=python) as worker:
         counts = [result.get(timeout=30) for result in clicks]
         assert all(1 <= count <= 3 for count in counts)
         assert [result.get(timeout=30) for result in reputations] == [
@@ -25,6 +25,7 @@ def test_an_app_for_0_11(package, broker, backend, deploy):
         ]
         assert [result.get(timeout=30) for result in retried] == [i * 10 for i in range(6)]
         assert [result.get(timeout=30) for result in plain] == [1, 2, 3]
+        site.wait_until_active(worker, 0)
     attempts = {path.name for path in site.directory.glob("attempts-*")}
     assert attempts == {f"attempts-{result.id}" for result in retried[1::2]}
     assert site.messages_left() == 0

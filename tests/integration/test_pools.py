@@ -33,6 +33,7 @@ def test_batches_are_flushed_by_size_and_by_interval_and_every_caller_gets_its_r
         assert [result.get(timeout=30) for result in doubles] == [i * 2 for i in range(24)]
         assert [result.get(timeout=30) for result in triples] == [i * 3 for i in range(3)]
         batches = worker.wait_for_batches(24)
+        site.wait_until_active(worker, 0)
     assert Counter((batch["size"], batch["trigger"]) for batch in batches) == {
         ("10", "size"): 2,
         ("4", "interval"): 1,

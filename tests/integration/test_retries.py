@@ -56,6 +56,7 @@ def shared(request, tmp_path_factory):
     try:
         with listening(site.app) as events, site.worker(pool, "-E", "-Q", queues) as worker:
             yield site, worker, events if pool == "prefork" or KEEPS_EVENTS else None
+            site.wait_until_active(worker, 0)
         assert site.messages_left() == 0
     finally:
         if broker == "rabbitmq":

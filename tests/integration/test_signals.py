@@ -36,6 +36,7 @@ def test_an_exception_of_the_body_reaches_every_caller(broker, backend, deploy):
                 call.get(timeout=30)
         failed = site.reports.expect("request failed", 3)
         (batch,) = worker.wait_for_batches(3)
+        site.wait_until_active(worker, 0)
     assert batch["ending"] == "raised unexpected"
     assert sorted(report["id"] for report in failed) == sorted(call.id for call in calls)
     assert len(site.reports.of("task_failure")) == 1
@@ -50,13 +51,14 @@ def test_when_calls_are_acknowledged_and_custom_request_classes(name, broker, de
     gate = site.directory / "go"
     os.mkfifo(gate)
     ids = sorted(getattr(site.module, name).delay(i).id for i in range(3))
-    with site.worker():
+    with site.worker() as worker:
         site.reports.expect("started")
         if name == "early":
             site.reports.expect("ack", 3)
         assert len(site.reports.of("ack")) == (3 if name == "early" else 0)
         gate.write_text("now")
         site.reports.expect("ack", 3)
+        site.wait_until_active(worker, 0)
     events = [report["event"] for report in site.reports.items]
     if name == "early":
         assert max(i for i, event in enumerate(events) if event == "ack") < events.index("ended")

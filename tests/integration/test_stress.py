@@ -49,6 +49,8 @@ def test_each_call_is_run_once(pool, find_broker, request, deploy, tmp_path):
             "size",
             "interval",
         }
+        if config.get("worker_enable_remote_control", True):
+            site.wait_until_active(worker, 0)
     assert Counter(n for said in reports for n in said["numbers"]) == Counter(range(CALLS))
     assert max(len(said["numbers"]) for said in reports) == 3
     assert worker.problems == []
