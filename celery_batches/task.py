@@ -17,6 +17,8 @@ from .options import (
     check_body,
     check_flush_every,
     check_flush_interval,
+    check_names,
+    check_rate_limit,
     check_removed,
     is_computed,
 )
@@ -90,10 +92,12 @@ class Batches(BodyMethods, UnsupportedMethods):
         for value, check in (
             (cls.flush_every, check_flush_every),
             (cls.flush_interval, check_flush_interval),
+            (cls.rate_limit, check_rate_limit),
         ):
             if not is_computed(value):
                 check(name, value)
-        check_body(name, cls.run)
+        check_names(name, cls)
+        check_body(name, cls)
         check_removed(cls)
 
     @property

@@ -20,11 +20,16 @@ BAD_INTERVAL = [
     *(0, -1, 0.0, -0.5, True, False, "10", None, float("nan"), float("inf"), float("-inf")),
     *(timedelta(0), timedelta(seconds=-1), 1j, [10]),
 ]
+BAD_RATE = ["ten", "10/d", "/", "nan", "-1/s", -1, float("inf"), [10], b"10"]
 GOOD_INTERVAL = [
     *((1, 1.0), (0.001, 0.001), (1e9, 1e9), (Fraction(1, 2), 0.5)),
     *((timedelta(minutes=1), 60.0), (timedelta(milliseconds=5), 0.005)),
 ]
-BAD = [("flush_every", v) for v in BAD_EVERY] + [("flush_interval", v) for v in BAD_INTERVAL]
+BAD = [
+    *(("flush_every", value) for value in BAD_EVERY),
+    *(("flush_interval", value) for value in BAD_INTERVAL),
+    *(("rate_limit", value) for value in BAD_RATE),
+]
 
 
 def check_message(error: pytest.ExceptionInfo[Any], task: str, option: str, value: Any) -> None:
