@@ -69,6 +69,8 @@ class _Intercepted:
             recorded = slot.outcome.kind if slot.outcome else "left to the batch"
             logger.warning("%r is %s already: %s has no effect", request, recorded, self.__name__)
             return None
+        if slot.progress is Progress.COMPLETE:
+            return None
         final: Outcome | None = None
         try:
             with parent_context(batch.task, request):

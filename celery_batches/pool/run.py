@@ -17,7 +17,7 @@ from celery.utils.log import get_logger
 from ..backends.bulk import store_in_bulk
 from ..backends.state import State
 from ..core.outcomes import Failed, Retried, decide
-from ..core.slot import OutcomeSlot, slot_of
+from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
 from ..request import SimpleRequest
 from .body import body_of
@@ -55,6 +55,8 @@ class BatchRun:
     eager: bool = False
     #: Whether `run` raises an exception of the body.
     propagate: bool = False
+    #: Whether outcomes are recorded only, and nothing is stored or sent.
+    records_only: bool = False
 
     #: How the body has ended.
     end: BodyEnd = field(default_factory=BodyEnd)
@@ -97,6 +99,9 @@ class BatchRun:
         """Run the body once, inside the context and the signals of one task: the batch."""
         for request in self.requests:
             request.outcome_slot = OutcomeSlot(self)
+        if self.records_only:
+            for request in self.requests:
+                slot_of(request).progress = Progress.COMPLETE
         if deduplicates(self.task):
             for request in self.requests:
                 self._check_done_before(request)

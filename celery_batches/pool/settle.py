@@ -212,7 +212,7 @@ class Settlement:
             self.exhausted.append((request, error))
             return self._failed(request, error)
         einfo = self._infos.retry(reason, exc)
-        if stores_errors(self.task, request, eager=self.eager):
+        if not _is_complete(request) and stores_errors(self.task, request, eager=self.eager):
             self.task.backend.mark_as_retry(
                 request.id, reason.exc, einfo.traceback, request=request
             )

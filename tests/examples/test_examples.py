@@ -332,13 +332,14 @@ def test_eager_runs_without_a_worker(load, way, result):
     assert getattr(load("eager"), way)() == result
 
 
-def test_prices_is_a_suite_that_passes(tmp_path):
-    """The suite that the page on testing shows passes, in a pytest of its own."""
-    suite = shutil.copy(EXAMPLES / "test_prices.py", tmp_path)
+@pytest.mark.parametrize(("name", "tests"), [("test_prices.py", 3), ("test_body.py", 2)])
+def test_a_suite_of_the_page_on_testing_passes(name, tests, tmp_path):
+    """It passes in a pytest of its own."""
+    suite = shutil.copy(EXAMPLES / name, tmp_path)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", suite]
     env = {**os.environ, "PYTEST_ADDOPTS": ""}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert re.search(r"^=+ 3 passed\b", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert re.search(rf"^=+ {tests} passed\b", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 
 def test_every_example_is_shown():
