@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Context
 
-from .core.context_keys import CONTEXT_DEFAULTS, NOT_CUSTOM
-from .core.outcomes import Done, Failed, Outcome, Rejected, Retried
+from .core.context_keys import CONTEXT_DEFAULTS, NOT_CUSTOM, ContextAttributes
 from .core.short_repr import short_repr
-from .core.slot import OutcomeSlot, slot_of
+from .request_methods import RequestMethods
 
 if TYPE_CHECKING:
     from celery.result import ResultBase
@@ -24,7 +21,7 @@ __all__ = ("SimpleRequest", "context_of")
 _NOT_PICKLED = "outcome_slot"
 
 
-class SimpleRequest:
+class SimpleRequest(RequestMethods, ContextAttributes):
     """One call in the list that the body of a batch task gets. Picklable.
 
     You can also read every key of the call's context and every custom header as an attribute. The
@@ -46,8 +43,11 @@ class SimpleRequest:
         request_dict: The whole context of the call.
     """
 
-    id: str | None = None
-    name: str | None = None
+    if TYPE_CHECKING:
+        id: str
+        name: str
+    else:
+        id = name = None
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
     delivery_info: dict[str, Any] | None = None
@@ -56,9 +56,6 @@ class SimpleRequest:
     reply_to: str | None = None
     correlation_id: str | None = None
     request_dict: dict[str, Any] | None = None
-
-    #: The slot for its outcome. A batch sets it before it runs.
-    outcome_slot: OutcomeSlot[SimpleRequest] | None = None
 
     def __init__(
         self,
@@ -108,114 +105,17 @@ class SimpleRequest:
             context,
         )
 
-    def __getattr__(self, name: str) -> Any:
-        # Python calls this only if there is no such attribute.
-        context = self.request_dict
-        if context is not None and name in context:
-            return context[name]
-        try:
-            return CONTEXT_DEFAULTS[name]
-        except KeyError:
-            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}") from None
+    if not TYPE_CHECKING:  # For type checkers, an unknown name is an error.
 
-    def mark_as_done(self, result: Any = None) -> None:
-        """Mark this call as successful, as if it were a task that returns this result.
-
-        The mark takes effect when the body ends, also if the body raises. Then the worker stores
-        the result and sends the continuations of the call: its ``link``, the next task of its chain
-        and its part of a chord. The first outcome of a request wins. Later ones are ignored.
-
-        You may call this from any thread.
-
-        Arguments:
-            result: The result of the call.
-
-        Raises:
-            RuntimeError: If the batch has ended.
-        """
-        self._record(Done(result))
-
-    def mark_as_failure(self, exc: Exception) -> None:
-        """Mark this call as failed, as if it were a task that raises this exception.
-
-        See `mark_as_done` for when it takes effect.
-
-        Arguments:
-            exc: The exception that ``get()`` of the result raises.
-
-        Raises:
-            RuntimeError: If the batch has ended.
-            TypeError: If it is not an exception.
-        """
-        if not isinstance(exc, Exception):
-            raise TypeError(
-                f"{self!r}: mark_as_failure() takes an exception, such as ValueError('no such "
-                f"user'), not {exc!r}"
-            )
-        self._record(Failed(exc))
-
-    def retry(
-        self,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        exc: Exception | None = None,
-        eta: datetime | None = None,
-        countdown: float | None = None,
-        max_retries: int | None = None,
-        **options: Any,
-    ) -> None:
-        """Retry this call under its own id, as ``Task.retry`` does.
-
-        See `mark_as_done` for when it takes effect.
-
-        Arguments:
-            args: Positional arguments of the retry. Defaults to those of the call.
-            kwargs: Keyword arguments of the retry. Defaults to those of the call.
-            exc: The reason. If the retries are exhausted, the call fails with it. Without it, the
-                call fails with ``MaxRetriesExceededError``.
-            eta: When to run the call.
-            countdown: Seconds until the retry. Defaults to the ``default_retry_delay`` of the task.
-            max_retries: The limit for this retry. Defaults to the limit of the task.
-            **options: Other calling options, such as ``queue`` or ``priority``.
-
-        Raises:
-            RuntimeError: If the batch has ended.
-            TypeError: If ``exc`` is not an exception or ``countdown`` is not a number.
-        """
-        if exc is not None and not isinstance(exc, Exception):
-            raise TypeError(f"{self!r}: exc of retry() must be an exception, not {exc!r}")
-        if countdown is not None and not isinstance(countdown, Real):
-            raise TypeError(
-                f"{self!r}: countdown of retry() must be a number of seconds, not {countdown!r}"
-            )
-        options.pop("throw", None)  # An argument of `Task.retry`. This method never raises `Retry`.
-        given: dict[str, Any] = {"args": args, "kwargs": kwargs, "eta": eta, "countdown": countdown}
-        given["max_retries"] = max_retries
-        self._record(Retried(exc, {**given, **options}))
-
-    def reject(self, requeue: bool = False) -> None:
-        """Reject the message of this call, as if it were a task that raises ``Reject``.
-
-        See `mark_as_done` for when it takes effect. It needs ``acks_late``. Without it, the message
-        has been acknowledged before the body runs.
-
-        Arguments:
-            requeue: Whether to requeue the message. If not, the broker drops it, or sends it to the
-                dead-letter exchange of its queue.
-
-        Raises:
-            RuntimeError: If the batch has ended.
-        """
-        self._record(Rejected(requeue=bool(requeue)))
-
-    def _record(self, outcome: Outcome) -> None:
-        slot = slot_of(self)
-        # Checked twice, since the batch may end in between.
-        if (slot.closed or not slot.record(outcome)) and slot.closed:
-            raise RuntimeError(
-                f"{self!r}: its batch has ended, so it cannot become {outcome.kind}. Mark it "
-                f"before the body of the task returns"
-            )
+        def __getattr__(self, name: str) -> Any:
+            # Python calls this only if there is no such attribute.
+            context = self.request_dict
+            if context is not None and name in context:
+                return context[name]
+            try:
+                return CONTEXT_DEFAULTS[name]
+            except KeyError:
+                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}") from None
 
     def as_execution_options(self) -> dict[str, Any]:
         """Return the options to publish this call again, as ``Context.as_execution_options``."""

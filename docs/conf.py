@@ -31,8 +31,8 @@ _foreign = sorted({"amqp", "billiard", "celery", "kombu", "vine", *sys.stdlib_mo
 nitpick_ignore_regex = [("py:.*", rf"({'|'.join(map(re.escape, _foreign))})(\..*)?")]
 # The package imports some of Celery's classes for type checkers only. Beside these, the signatures
 # show the names of classes without their modules.
-_for_types = ("Celery", "Consumer", "EagerResult", "Request", "ResultBase", "Signature")
-nitpick_ignore = [("py:class", name) for name in _for_types]
+_for_types = ("Celery", "Consumer", "Context", "EagerResult", "Request", "ResultBase", "Signature")
+nitpick_ignore = [("py:class", name) for name in (*_for_types, "AbstractContextManager")]
 
 
 def write_tables(app):

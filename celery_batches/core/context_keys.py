@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ("CONTEXT_DEFAULTS", "CONTEXT_KEYS", "NOT_CUSTOM")
+__all__ = ("CONTEXT_DEFAULTS", "CONTEXT_KEYS", "NOT_CUSTOM", "ContextAttributes")
 
 #: The values of a context for keys that the message leaves out: the defaults of
 #: ``celery.app.task.Context``.
@@ -49,3 +50,31 @@ CONTEXT_KEYS = frozenset(
 
 #: Every key that is not a custom header.
 NOT_CUSTOM = CONTEXT_KEYS | CONTEXT_DEFAULTS.keys() | {"headers", "time_limit", "soft_time_limit"}
+
+
+class ContextAttributes:
+    """The types of the attributes in `CONTEXT_DEFAULTS`. It gives them no values."""
+
+    callbacks: Sequence[Any] | None
+    called_directly: bool
+    chain: Sequence[Any] | None
+    errbacks: Sequence[Any] | None
+    eta: str | None
+    expires: str | None
+    group: str | None
+    group_index: int | None
+    is_eager: bool
+    logfile: str | None
+    loglevel: int | None
+    origin: str | None
+    parent_id: str | None
+    properties: Mapping[str, Any] | None
+    replaced_task_nesting: int
+    retries: int
+    root_id: str | None
+    shadow: str | None
+    stamped_headers: Sequence[str] | None
+    stamps: Mapping[str, Any] | None
+    taskset: str | None
+    timelimit: Sequence[float | None] | None
+    utc: bool | None

@@ -8,6 +8,7 @@ closed and refuses any later outcome.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -51,6 +52,12 @@ class RunningBatch(Protocol[R]):
 
     def unsettled(self) -> list[R]:
         """Return the requests that have no outcome yet."""
+
+    def update_state(self, request: R, state: str | None, meta: Any, **options: Any) -> None:
+        """Store a custom state for a request."""
+
+    def acting_as(self, request: R) -> AbstractContextManager[Any]:
+        """Make a request the current request of the task."""
 
 
 class OutcomeSlot(Generic[R]):

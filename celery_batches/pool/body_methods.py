@@ -12,9 +12,10 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Retry
 
+from ..core.slot import slot_of
 from ..request import SimpleRequest
-from .context import acting_as
-from .retries import retry_all
+from .context import acting_as, member_of
+from .retries import retry_all, retry_member
 from .running import running_batch
 
 __all__ = ("BodyMethods",)
@@ -62,12 +63,15 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
             TypeError: If ``args`` or ``kwargs`` are given for a batch.
         """
         options.update(exc=exc, eta=eta, countdown=countdown, max_retries=max_retries)
-        batch = running_batch(self)
-        if batch is None:
+        member, batch = member_of(self), running_batch(self)
+        if member is not None:
+            reason = retry_member(self, member, args, kwargs, options)
+        elif batch is None:
             return super().retry(args, kwargs, throw=throw, **options)
-        if args is not None or kwargs is not None:
+        elif args is not None or kwargs is not None:
             raise TypeError(OWN_ARGUMENTS % self.name)
-        reason = retry_all(self, batch.requests, options)
+        else:
+            reason = retry_all(self, batch.requests, options)
         if throw:
             raise reason
         return reason
@@ -115,12 +119,15 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
             meta: The metadata of the state.
             **kwargs: Other arguments of the result backend's ``store_result``.
         """
-        batch = running_batch(self)
+        member = member_of(self)
+        batch = running_batch(self) if member is None else slot_of(member).batch
         if batch is None or (task_id is not None and task_id not in batch.by_id):
             super().update_state(task_id, state, meta, **kwargs)
-            return
-        for request in batch.unsettled() if task_id is None else [batch.by_id[task_id]]:
-            self.backend.store_result(request.id, meta, state, request=request, **kwargs)
+        elif task_id is not None:
+            batch.update_state(batch.by_id[task_id], state, meta, **kwargs)
+        else:
+            for request in batch.unsettled() if member is None else [member]:
+                batch.update_state(request, state, meta, **kwargs)
 
     def send_event(
         self,

@@ -14,6 +14,7 @@ from ..core.outcomes import Done, Failed, Outcome
 from ..core.slot import Progress, RunningBatch, slot_of
 from ..errors import error_info, pickleable
 from ..request import SimpleRequest
+from .context import member_of
 from .continuations import parent_context, send_continuations
 from .running import running_batch
 from .store import store_failure
@@ -57,7 +58,7 @@ class _Intercepted:
     def __call__(self, task_id: str, value: Any, *args: Any, **kwargs: Any) -> Any:
         given = [arg for arg in (*args, kwargs.get("request")) if isinstance(arg, SimpleRequest)]
         request = given[0] if given else _running_requests().get(task_id)
-        batch = request and slot_of(request).batch
+        batch = None if request is None else slot_of(request).batch
         if request is None or batch is None:
             return self.intercepted(task_id, value, *args, **kwargs)
         if not given and not args and not request.ignore_result:
@@ -122,5 +123,8 @@ class _MarkAsFailure(_Intercepted):
 def _running_requests() -> Mapping[str | None, SimpleRequest]:
     """Return the requests of the batch that runs in this thread or greenlet, by id."""
     task = _task_stack.top
-    batch = running_batch(task) if task else None
+    if not task:
+        return {}
+    member = member_of(task)
+    batch = running_batch(task) if member is None else slot_of(member).batch
     return {} if batch is None else batch.by_id

@@ -1,8 +1,8 @@
-"""Retries all requests of a batch. Runs in the pool."""
+"""Retries the requests of a batch for `Task.retry`. Runs in the pool."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Retry
@@ -15,7 +15,7 @@ from .body import body_of
 if TYPE_CHECKING:
     from ..task import Batches
 
-__all__ = ("retry_all",)
+__all__ = ("retry_all", "retry_member")
 
 
 def retry_all(task: Batches, requests: Iterable[SimpleRequest], options: dict[str, Any]) -> Retry:
@@ -31,12 +31,32 @@ def retry_all(task: Batches, requests: Iterable[SimpleRequest], options: dict[st
     """
     exc = options["exc"]
     backs_off = bool(getattr(task, "retry_backoff", False)) and _is_automatic(task, exc)
-    when = options["eta"] or options["countdown"]
     for request in requests:
         if slot_of(request).outcome is None:
             backoff = {"countdown": _backoff(task, request.retries)} if backs_off else {}
             request.retry(**{**options, **backoff})
-    return Retry(exc=exc, when=task.default_retry_delay if when is None else when)
+    return _reason(task, options)
+
+
+def retry_member(
+    task: Batches,
+    request: SimpleRequest,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    options: dict[str, Any],
+) -> Retry:
+    """Retry the one request that the body acts for, and return the ``Retry`` to raise.
+
+    The context manager of `context.acting_for_body` catches it.
+    """
+    request.retry(args, kwargs, **options)
+    reason = task.request_stack.top.batch_member_retry = _reason(task, options)
+    return reason
+
+
+def _reason(task: Batches, options: dict[str, Any]) -> Retry:
+    when = options["eta"] or options["countdown"]
+    return Retry(exc=options["exc"], when=task.default_retry_delay if when is None else when)
 
 
 def _is_automatic(task: Batches, exc: BaseException | None) -> bool:

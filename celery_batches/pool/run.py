@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
 from ..request import SimpleRequest
 from .body import body_of
-from .context import current_task
+from .context import acting_for_body, current_task
 from .endings import outcome_of
 from .exceptions import BodyEnd
 from .handlers import Handlers
@@ -94,6 +95,17 @@ class BatchRun:
     def unsettled(self) -> list[SimpleRequest]:
         """Return the requests that have no outcome yet."""
         return [request for request in self.requests if slot_of(request).outcome is None]
+
+    def update_state(
+        self, request: SimpleRequest, state: str | None, meta: Any, **options: Any
+    ) -> None:
+        """Store a custom state for a request."""
+        if not self.records_only:
+            self.task.backend.store_result(request.id, meta, state, request=request, **options)
+
+    def acting_as(self, request: SimpleRequest) -> AbstractContextManager[Context]:
+        """Make a request the current request of the task, for the body."""
+        return acting_for_body(self.task, request)
 
     def run(self) -> None:
         """Run the body once, inside the context and the signals of one task: the batch."""

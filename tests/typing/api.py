@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery
 
 from celery_batches import Batches, SimpleRequest, __version__
+from celery_batches.testing import BatchResult, make_request, run_batch
 from celery_batches.trace import apply_batches_task
 
 version: str = __version__
@@ -18,8 +19,8 @@ six = SimpleRequest("id", "name", ["a"], {"k": 1}, {"exchange": ""}, "worker@hos
 ten = SimpleRequest("id", "name", (), {}, None, None, True, "reply", "correlation", {"id": "id"})
 named = SimpleRequest(id="id", name="name", args=[], kwargs={}, delivery_info={}, hostname="h")
 
-id_: str | None = six.id
-name: str | None = six.name
+id_: str = six.id
+name: str = six.name
 args: Sequence[Any] = six.args
 kwargs: Mapping[str, Any] = six.kwargs
 delivery_info: dict[str, Any] | None = six.delivery_info
@@ -31,6 +32,14 @@ headers: dict[str, Any] | None = six.headers
 redelivered: bool = six.redelivered
 time_limit: float | None = six.time_limit
 root_id: str | None = six.root_id
+retries: int = six.retries
+eta: str | None = six.eta
+stamps: Mapping[str, Any] | None = six.stamps
+tenant: Any = six.tenant  # type: ignore[attr-defined]  # A header: six.get("tenant") has no type.
+six.update_state("PROGRESS", {"done": 1})
+six.mark_as_failure("no")  # type: ignore[arg-type]
+with six.context():
+    pass
 made: SimpleRequest = SimpleRequest.from_request(object())
 
 
@@ -78,3 +87,5 @@ retried: Exception = task.retry(exc=ValueError("why"), countdown=5, throw=False)
 again: Exception = task.retry_request(six, countdown=1)
 task.update_state(task_id=six.id, state="PROGRESS", meta={"done": 1})
 task.send_event("task-progress", done=1)
+batch: BatchResult = run_batch(task, [make_request(["a"], retries=1), ("b",), task.s("c")])
+found: list[str] = batch.states
