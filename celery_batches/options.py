@@ -31,6 +31,7 @@ __all__ = (
     "check_names",
     "check_rate_limit",
     "check_removed",
+    "check_return_results",
     "is_computed",
 )
 
@@ -95,7 +96,7 @@ def check_names(task_name: str, task: type) -> None:
     Raises:
         celery.exceptions.ImproperlyConfigured: If the class itself has such an attribute.
     """
-    names = {"flush_every", "flush_interval"}
+    names = {"flush_every", "flush_interval", "return_results"}
     # Celery sets this for a decorated function. Then each attribute is an option.
     is_decorated = bool(vars(task).get("_decorated"))
     for option, value in vars(task).items():
@@ -213,6 +214,21 @@ def check_flush_interval(task_name: str, value: object) -> float:
             f"Set for example flush_interval=10."
         )
     return float(seconds)
+
+
+def check_return_results(task_name: str, value: object) -> bool:
+    """Check ``return_results`` and return it.
+
+    Raises:
+        celery.exceptions.ImproperlyConfigured: If it is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise ImproperlyConfigured(
+            f"Task {task_name!r}: return_results is {value!r}, but it must be True or False: "
+            f"whether the body returns the result of each request. "
+            f"Set for example return_results=True."
+        )
+    return value
 
 
 # Any: type checkers know no order of `Real` and `int`.

@@ -20,6 +20,7 @@ from .options import (
     check_names,
     check_rate_limit,
     check_removed,
+    check_return_results,
     is_computed,
 )
 from .pool.body import keep_body
@@ -67,6 +68,11 @@ class Batches(BodyMethods, UnsupportedMethods):
     #: worker runs.
     flush_interval: float | timedelta = FLUSH_INTERVAL
 
+    #: Whether the body returns the results, as a list or tuple with one item for each request, in
+    #: order, or as a dict by request id. An item that is an exception fails its request, or retries
+    #: it by ``autoretry_for``.
+    return_results: bool = False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._check_options()
@@ -93,6 +99,7 @@ class Batches(BodyMethods, UnsupportedMethods):
             (cls.flush_every, check_flush_every),
             (cls.flush_interval, check_flush_interval),
             (cls.rate_limit, check_rate_limit),
+            (cls.return_results, check_return_results),
         ):
             if not is_computed(value):
                 check(name, value)
@@ -112,7 +119,8 @@ class Batches(BodyMethods, UnsupportedMethods):
             requests: The batch, in order of arrival.
 
         Returns:
-            Anything. Signals and the log show it. It is not the result of any request.
+            With `return_results`, the result of each request. Otherwise anything: signals and the
+            log show it, and it is not the result of any request.
         """
         raise NotImplementedError(f"{self.name} must define run(self, requests)")
 

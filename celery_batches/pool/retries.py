@@ -1,11 +1,11 @@
-"""Retries the requests of a batch for `Task.retry`. Runs in the pool."""
+"""Retries the requests of a batch: all, or one. Runs in the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Retry
 from celery.utils.time import get_exponential_backoff_interval
 
 from ..core.slot import slot_of
@@ -15,7 +15,7 @@ from .body import body_of
 if TYPE_CHECKING:
     from ..task import Batches
 
-__all__ = ("retry_all", "retry_member")
+__all__ = ("retry_all", "retry_automatically", "retry_member")
 
 
 def retry_all(task: Batches, requests: Iterable[SimpleRequest], options: dict[str, Any]) -> Retry:
@@ -57,6 +57,22 @@ def retry_member(
 def _reason(task: Batches, options: dict[str, Any]) -> Retry:
     when = options["eta"] or options["countdown"]
     return Retry(exc=options["exc"], when=task.default_retry_delay if when is None else when)
+
+
+def retry_automatically(task: Batches, request: SimpleRequest, exc: BaseException) -> bool:
+    """Retry one request if ``autoretry_for`` says so for its exception, and return whether it does.
+
+    The rules are those of ``celery.app.autoretry``, which sees only what the body raises.
+    """
+    chosen = tuple(getattr(task, "autoretry_for", ()))
+    excluded = (Ignore, Retry, *getattr(task, "dont_autoretry_for", ()))
+    if not isinstance(exc, chosen) or isinstance(exc, excluded) or not isinstance(exc, Exception):
+        return False
+    options: dict[str, Any] = dict(getattr(task, "retry_kwargs", {}))
+    if getattr(task, "retry_backoff", False):
+        options["countdown"] = _backoff(task, request.retries)
+    request.retry(exc=exc, **options)
+    return True
 
 
 def _is_automatic(task: Batches, exc: BaseException | None) -> bool:

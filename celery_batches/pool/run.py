@@ -28,6 +28,7 @@ from .exceptions import BodyEnd
 from .handlers import Handlers
 from .log import log_batch
 from .marking import intercept_marks
+from .returned import check_returned, record_returned
 from .running import running
 from .settle import Applied, Report, Settlement
 from .store import deduplicates, record_if_done_before, started_state
@@ -165,6 +166,7 @@ class BatchRun:
         with current_task(self.task):
             try:
                 returned = self._call_body(args, kwargs)
+                self._take(returned)
             except Exception as exc:
                 if self.propagate and not isinstance(exc, Ignore | Reject | Retry):
                     raise
@@ -189,6 +191,17 @@ class BatchRun:
             return body_of(self.task).call(*args, **kwargs) if self._members else None
         finally:
             self.runtime = monotonic() - started
+
+    def _take(self, returned: Any) -> None:
+        """Record the outcomes that the body has returned.
+
+        Raises:
+            TypeError: If the body has returned something that cannot be its results.
+            ValueError: If there are not as many as requests.
+        """
+        check_returned(self.task, returned)
+        if self.task.return_results and self._members:
+            record_returned(self.task, self._members, returned)
 
     def on_error(self, exc: BaseException) -> ExceptionInfo:
         """Send the signal and log the end of a batch that raised. Celery's tracer calls it."""

@@ -30,9 +30,13 @@ def test_batches_are_flushed_by_size_and_by_interval_and_every_caller_gets_its_r
     doubles = [double.delay(i) for i in range(24)]
     with site.worker(pool) as worker:
         triples = [triple.delay(i) for i in range(3)]
+        inverses = [site.module.inverse.delay(i) for i in (0, 1, 2, 4)]
         assert [result.get(timeout=30) for result in doubles] == [i * 2 for i in range(24)]
         assert [result.get(timeout=30) for result in triples] == [i * 3 for i in range(3)]
-        batches = worker.wait_for_batches(24)
+        assert [result.get(timeout=30) for result in inverses[1:]] == [1, 0.5, 0.25]
+        with pytest.raises(ZeroDivisionError, match="of none"):
+            inverses[0].get(timeout=30)
+        batches = [b for b in worker.wait_for_batches(28) if b["name"].endswith("double")]
         site.wait_until_active(worker, 0)
     assert Counter((batch["size"], batch["trigger"]) for batch in batches) == {
         ("10", "size"): 2,

@@ -29,6 +29,7 @@ BAD = [
     *(("flush_every", value) for value in BAD_EVERY),
     *(("flush_interval", value) for value in BAD_INTERVAL),
     *(("rate_limit", value) for value in BAD_RATE),
+    *(("return_results", value) for value in (None, 0, 1, "yes", [])),
 ]
 
 

@@ -23,6 +23,14 @@ def double(requests):
     return len(requests)
 
 
+@app.task(base=Batches, flush_every=4, flush_interval=0.5, return_results=True)
+def inverse(requests):
+    return [
+        1 / request.args[0] if request.args[0] else ZeroDivisionError("of none")
+        for request in requests
+    ]
+
+
 @app.task(base=Batches, flush_every=100, flush_interval=1, ignore_result=True)
 def timed(requests):
     report("timed", now=time.time(), calls=[(r.args[0], r.eta) for r in requests])
