@@ -8,9 +8,20 @@ from typing import TypeVar
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.utils.serialization import get_pickleable_etype, get_pickleable_exception
 
-__all__ = ("call_live", "error_info", "exception_of", "pickleable")
+__all__ = ("UnstoredFailure", "call_live", "error_info", "exception_of", "pickleable")
 
 T = TypeVar("T")
+
+
+class UnstoredFailure(ExceptionInfo):  # type: ignore[misc]  # billiard is not typed
+    """The failure of a request that the pool could not store in the result backend.
+
+    Arguments:
+        einfo: The ``ExceptionInfo`` of its exception.
+    """
+
+    def __init__(self, einfo: ExceptionInfo) -> None:
+        self.__dict__.update(einfo.__dict__)
 
 
 def pickleable(exc: BaseException) -> BaseException:

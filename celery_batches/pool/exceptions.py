@@ -10,7 +10,7 @@ from billiard.einfo import ExceptionInfo
 from celery.exceptions import Retry
 
 from ..core.outcomes import UNMARKED, Ignored, Outcome, Rejected
-from ..errors import error_info, pickleable
+from ..errors import UnstoredFailure, error_info, pickleable
 from .endings import outcome_of
 
 __all__ = ("BodyEnd", "ExceptionInfos")
@@ -90,6 +90,11 @@ class ExceptionInfos:
         if isinstance(exc, Exception) and not isinstance(exc, MemoryError):
             return einfo
         return self._once("reported", exc, lambda: error_info(RuntimeError(repr(exc))))
+
+    def unstored(self, exc: BaseException, einfo: ExceptionInfo) -> UnstoredFailure:
+        """Return what to report of a request whose failure could not be stored."""
+        reported = self.reported(exc, einfo)
+        return self._once("unstored", exc, lambda: UnstoredFailure(reported))
 
     def _of_body(self, exc: BaseException) -> ExceptionInfo | None:
         return self._end.einfo if exc is self._end.error else None

@@ -174,6 +174,8 @@ class Settlement:
                 store_failure(self.task, request, exc, einfo.traceback, eager=self.eager)
             except Exception as error:
                 logger.exception("Cannot store the failure of %r: %r", request, error)
+                # As for a task whose tracer raises, the main process stores it and tells of it.
+                return Applied(Failed(exc), (True, self._infos.unstored(exc, einfo)))
         if exc is self.end.error:
             self.handlers.on_failure(request, exc, einfo)
         elif self.handlers or signals.task_failure.receivers:

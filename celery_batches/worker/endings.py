@@ -27,7 +27,7 @@ from celery.worker.request import Request
 from kombu.utils.uuid import uuid
 
 from ..compat import TIMEOUT_IS_FAILURE
-from ..errors import error_info, exception_of
+from ..errors import UnstoredFailure, error_info, exception_of
 from .acks import collect_acks
 from .member_request import MemberRequest, notify
 from .prefetch import Charge
@@ -95,7 +95,10 @@ class BatchEndings:
             if failed and isinstance(retval.exception, ExceptionWithTraceback):
                 # Pickle unwraps it. A pool without processes does not pickle.
                 retval.exception = retval.exception.exc
-            notify(request.on_success, (failed, retval, runtime), about=self)
+            if isinstance(retval, UnstoredFailure):
+                notify(request.fail, retval, about=self)
+            else:
+                notify(request.on_success, (failed, retval, runtime), about=self)
         self._finish()
 
     @collect_acks()

@@ -120,7 +120,9 @@ class MemberRequest(_Request):
         self._apply_result = job
 
     def fail(self, exc_info: ExceptionInfo) -> None:
-        """Fail like a task that raises, although the pool never got this request. Log nothing.
+        """Fail like a task that raises, and store the failure. Log nothing.
+
+        For a request that the pool never got, or whose failure the pool could not store.
 
         Celery's own method logs each request of a batch separately. With ``return_ok`` it does not,
         but then it does not store the result either.
