@@ -25,6 +25,7 @@ from .compat import is_pydantic
 __all__ = (
     "FLUSH_EVERY",
     "FLUSH_INTERVAL",
+    "check_bisect_on_failure",
     "check_body",
     "check_flush_every",
     "check_flush_interval",
@@ -96,7 +97,7 @@ def check_names(task_name: str, task: type) -> None:
     Raises:
         celery.exceptions.ImproperlyConfigured: If the class itself has such an attribute.
     """
-    names = {"flush_every", "flush_interval", "return_results"}
+    names = {"flush_every", "flush_interval", "return_results", "bisect_on_failure"}
     # Celery sets this for a decorated function. Then each attribute is an option.
     is_decorated = bool(vars(task).get("_decorated"))
     for option, value in vars(task).items():
@@ -229,6 +230,27 @@ def check_return_results(task_name: str, value: object) -> bool:
             f"Set for example return_results=True."
         )
     return value
+
+
+def check_bisect_on_failure(task_name: str, value: object) -> None:
+    """Check ``bisect_on_failure``.
+
+    Raises:
+        celery.exceptions.ImproperlyConfigured: If it is neither a bool, an exception class nor a
+            tuple of exception classes.
+    """
+    classes = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, bool) or all(map(_is_exception_class, classes)):
+        return
+    raise ImproperlyConfigured(
+        f"Task {task_name!r}: bisect_on_failure is {value!r}, but it must be True, False, a "
+        f"subclass of Exception or a tuple of them: for which exceptions the body runs again in "
+        f"halves. Set for example bisect_on_failure=ValueError."
+    )
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
 
 
 # Any: type checkers know no order of `Real` and `int`.

@@ -14,6 +14,7 @@ from .options import (
     FLUSH_EVERY,
     FLUSH_INTERVAL,
     REMOVED,
+    check_bisect_on_failure,
     check_body,
     check_flush_every,
     check_flush_interval,
@@ -73,6 +74,11 @@ class Batches(BodyMethods, UnsupportedMethods):
     #: it by ``autoretry_for``.
     return_results: bool = False
 
+    #: Which exceptions of the body have it run again in halves, in the same process, until the
+    #: requests that make it raise are alone: ``True``, an exception class or a tuple of them. Only
+    #: these fail, or are retried by ``autoretry_for``. Requests with an outcome do not run again.
+    bisect_on_failure: bool | type[Exception] | tuple[type[Exception], ...] = False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._check_options()
@@ -100,6 +106,7 @@ class Batches(BodyMethods, UnsupportedMethods):
             (cls.flush_interval, check_flush_interval),
             (cls.rate_limit, check_rate_limit),
             (cls.return_results, check_return_results),
+            (cls.bisect_on_failure, check_bisect_on_failure),
         ):
             if not is_computed(value):
                 check(name, value)

@@ -43,6 +43,10 @@ class RunningBatch(Protocol[R]):
         """All requests of the batch, in order."""
 
     @property
+    def active(self) -> Sequence[R]:
+        """The requests that the body gets. After it has raised, this may be a part of them."""
+
+    @property
     def by_id(self) -> Mapping[str | None, R]:
         """The requests of the batch, by id."""
 
@@ -51,7 +55,7 @@ class RunningBatch(Protocol[R]):
         """Whether it runs in the process of its caller."""
 
     def unsettled(self) -> list[R]:
-        """Return the requests that have no outcome yet."""
+        """Return the active requests that have no outcome yet."""
 
     def update_state(self, request: R, state: str | None, meta: Any, **options: Any) -> None:
         """Store a custom state for a request."""

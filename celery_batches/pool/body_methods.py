@@ -71,7 +71,7 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
         elif args is not None or kwargs is not None:
             raise TypeError(OWN_ARGUMENTS % self.name)
         else:
-            reason = retry_all(self, batch.requests, options)
+            reason = retry_all(self, batch.unsettled(), options)
         if throw:
             raise reason
         return reason
@@ -150,7 +150,7 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
             super().send_event(type_, retry, retry_policy, **fields)
             return
         only = fields.pop("uuid", None)
-        for request in batch.requests:
+        for request in batch.active if only is None else batch.requests:
             if only in (None, request.id):
                 with acting_as(self, request):
                     super().send_event(type_, retry, retry_policy, **fields)

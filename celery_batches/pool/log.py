@@ -45,6 +45,9 @@ def log_batch(batch: BatchRun) -> None:
     }
     error = next(iter(batch.exhausted), batch.end.error)
     counts = tally((applied.kind for applied in batch.applied), usual=_usual(batch.end.error))
+    if batch.body_runs > 1:
+        runs = f"body ran {batch.body_runs} times"
+        counts = f"{counts}, {runs}" if counts else runs
     context["others"] = f" ({counts})" if counts else ""
     if error is None:
         context["return_value"] = saferepr(batch.end.retval, batch.task.resultrepr_maxsize)

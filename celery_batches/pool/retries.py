@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Retry
 from celery.utils.time import get_exponential_backoff_interval
 
-from ..core.slot import slot_of
 from ..request import SimpleRequest
+from .bisection import is_bisected
 from .body import body_of
 
 if TYPE_CHECKING:
@@ -18,23 +18,29 @@ if TYPE_CHECKING:
 __all__ = ("retry_all", "retry_automatically", "retry_member")
 
 
-def retry_all(task: Batches, requests: Iterable[SimpleRequest], options: dict[str, Any]) -> Retry:
-    """Retry the requests that have no outcome yet.
+def retry_all(task: Batches, requests: Sequence[SimpleRequest], options: dict[str, Any]) -> Retry:
+    """Retry requests.
 
     Arguments:
         task: The batch task.
-        requests: All requests of the batch.
+        requests: The requests of the batch that have no outcome yet.
         options: The arguments of ``request.retry()``.
 
     Returns:
         The ``Retry`` that ends the body when it is raised.
+
+    Raises:
+        Exception: The exception of the body, for which ``autoretry_for`` has asked for the retry,
+            if the body runs again in halves. Then only the requests that fail alone are retried.
     """
     exc = options["exc"]
-    backs_off = bool(getattr(task, "retry_backoff", False)) and _is_automatic(task, exc)
+    is_automatic = _is_automatic(task, exc)
+    if is_automatic and is_bisected(task, exc, requests):
+        raise exc
+    backs_off = is_automatic and bool(getattr(task, "retry_backoff", False))
     for request in requests:
-        if slot_of(request).outcome is None:
-            backoff = {"countdown": _backoff(task, request.retries)} if backs_off else {}
-            request.retry(**{**options, **backoff})
+        backoff = {"countdown": _backoff(task, request.retries)} if backs_off else {}
+        request.retry(**{**options, **backoff})
     return _reason(task, options)
 
 

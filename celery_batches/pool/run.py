@@ -21,14 +21,13 @@ from ..core.outcomes import Failed, Retried, decide
 from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
 from ..request import SimpleRequest
-from .body import body_of
+from .body_runs import run_body
 from .context import acting_for_body, current_task
 from .endings import outcome_of
 from .exceptions import BodyEnd
 from .handlers import Handlers
 from .log import log_batch
 from .marking import intercept_marks
-from .returned import check_returned, record_returned
 from .running import running
 from .settle import Applied, Report, Settlement
 from .store import deduplicates, record_if_done_before, started_state
@@ -72,10 +71,13 @@ class BatchRun:
     runtime: float = 0.0
     #: The outcomes that have been applied, in the order of the requests.
     applied: list[Applied] = field(default_factory=list)
+    #: The requests that the body gets: those without an outcome, or a half of them.
+    active: list[SimpleRequest] = field(default_factory=list)
+    #: How often the body has run.
+    body_runs: int = 0
     #: The context that Celery's tracer makes for the batch.
     context: Context | None = None
     _handlers: Handlers = field(init=False)
-    _members: list[SimpleRequest] = field(default_factory=list)
     _by_id: dict[str | None, SimpleRequest] | None = None
 
     def __post_init__(self) -> None:
@@ -94,8 +96,8 @@ class BatchRun:
         return [applied.report for applied in self.applied]
 
     def unsettled(self) -> list[SimpleRequest]:
-        """Return the requests that have no outcome yet."""
-        return [request for request in self.requests if slot_of(request).outcome is None]
+        """Return the active requests that have no outcome yet."""
+        return [request for request in self.active if slot_of(request).outcome is None]
 
     def update_state(
         self, request: SimpleRequest, state: str | None, meta: Any, **options: Any
@@ -115,17 +117,16 @@ class BatchRun:
         if self.records_only:
             for request in self.requests:
                 slot_of(request).progress = Progress.COMPLETE
+        self.active = list(self.requests)
         if deduplicates(self.task):
             for request in self.requests:
                 self._check_done_before(request)
-            self._members = self.unsettled()
-        else:
-            self._members = list(self.requests)
-        if not self._members:
+            self.active = self.unsettled()
+        if not self.active:
             self._apply_outcomes()
             return
         if self.body_args is None:
-            self.body_args = (self._members,)
+            self.body_args = (self.active,)
         intercept_marks(self.task.backend)
         intercept_marks(self.task.app.backend)
         with running(self):
@@ -140,7 +141,7 @@ class BatchRun:
         return tracer
 
     def _request_dict(self) -> dict[str, Any]:
-        count = len(self._members)
+        count = len(self.active)
         return {
             "id": self.id,
             "task": self.task.name,
@@ -166,7 +167,6 @@ class BatchRun:
         with current_task(self.task):
             try:
                 returned = self._call_body(args, kwargs)
-                self._take(returned)
             except Exception as exc:
                 if self.propagate and not isinstance(exc, Ignore | Reject | Retry):
                     raise
@@ -188,20 +188,9 @@ class BatchRun:
         try:
             if self.task.track_started or "before_start" in self._handlers.names:
                 self._begin_all()
-            return body_of(self.task).call(*args, **kwargs) if self._members else None
+            return run_body(self, args, kwargs) if self.active else None
         finally:
             self.runtime = monotonic() - started
-
-    def _take(self, returned: Any) -> None:
-        """Record the outcomes that the body has returned.
-
-        Raises:
-            TypeError: If the body has returned something that cannot be its results.
-            ValueError: If there are not as many as requests.
-        """
-        check_returned(self.task, returned)
-        if self.task.return_results and self._members:
-            record_returned(self.task, self._members, returned)
 
     def on_error(self, exc: BaseException) -> ExceptionInfo:
         """Send the signal and log the end of a batch that raised. Celery's tracer calls it."""
@@ -226,7 +215,7 @@ class BatchRun:
             slot_of(request).record(outcome_of(exc))
 
     def _begin_all(self) -> None:
-        members = self._members
+        members = self.active
         states = [
             started_state(self.task, each, self.hostname, eager=self.eager) for each in members
         ]

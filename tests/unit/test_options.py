@@ -29,6 +29,8 @@ BAD = [
     *(("flush_every", value) for value in BAD_EVERY),
     *(("flush_interval", value) for value in BAD_INTERVAL),
     *(("rate_limit", value) for value in BAD_RATE),
+    *(("bisect_on_failure", value) for value in (None, 1, "ValueError", [KeyError], int, (int,))),
+    *(("bisect_on_failure", value) for value in (KeyboardInterrupt, KeyError("x"))),
     *(("return_results", value) for value in (None, 0, 1, "yes", [])),
 ]
 

@@ -23,12 +23,15 @@ def double(requests):
     return len(requests)
 
 
-@app.task(base=Batches, flush_every=4, flush_interval=0.5, return_results=True)
+@app.task(
+    base=Batches,
+    flush_every=4,
+    flush_interval=0.5,
+    return_results=True,
+    bisect_on_failure=ZeroDivisionError,
+)
 def inverse(requests):
-    return [
-        1 / request.args[0] if request.args[0] else ZeroDivisionError("of none")
-        for request in requests
-    ]
+    return [1 / request.args[0] for request in requests]
 
 
 @app.task(base=Batches, flush_every=100, flush_interval=1, ignore_result=True)
