@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
+from .definition import REMOVED, check_body, check_names, check_removed
 from .options import (
     FLUSH_EVERY,
     FLUSH_INTERVAL,
-    REMOVED,
     check_bisect_on_failure,
-    check_body,
     check_flush_every,
     check_flush_interval,
-    check_names,
+    check_key,
     check_rate_limit,
-    check_removed,
     check_return_results,
+    check_unique_keep,
     is_computed,
 )
 from .pool.body import keep_body
@@ -79,6 +79,14 @@ class Batches(BodyMethods, UnsupportedMethods):
     #: these fail, or are retried by ``autoretry_for``. Requests with an outcome do not run again.
     bisect_on_failure: bool | type[Exception] | tuple[type[Exception], ...] = False
 
+    #: A callable that takes a request and returns its key, or the name of a keyword argument. Of
+    #: the requests of a batch with one key, the body gets only one. The others end as that one
+    #: does.
+    unique_key: Callable[[SimpleRequest], Any] | str | None = None
+
+    #: ``"last"`` or ``"first"`` of the requests with one ``unique_key``. The body gets that one.
+    unique_keep: str = "last"
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._check_options()
@@ -107,9 +115,11 @@ class Batches(BodyMethods, UnsupportedMethods):
             (cls.rate_limit, check_rate_limit),
             (cls.return_results, check_return_results),
             (cls.bisect_on_failure, check_bisect_on_failure),
+            (cls.unique_key, partial(check_key, option="unique_key")),
+            (cls.unique_keep, check_unique_keep),
         ):
             if not is_computed(value):
-                check(name, value)
+                check(name, value=value)
         check_names(name, cls)
         check_body(name, cls)
         check_removed(cls)

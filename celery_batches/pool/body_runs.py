@@ -21,7 +21,7 @@ from .returned import check_returned, record_returned
 if TYPE_CHECKING:
     from .run import BatchRun
 
-__all__ = ("run_body",)
+__all__ = ("args_for", "run_body")
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
@@ -76,7 +76,7 @@ def _run_in_halves(batch: BatchRun, call: Callable[..., Any], args: Args, kwargs
         while parts:
             batch.active = parts.pop()
             try:
-                returned = _call(batch, call, _args_for(batch.active, args), kwargs)
+                returned = _call(batch, call, args_for(batch.active, args), kwargs)
             except OF_THE_PROCESS:
                 raise
             except Exception as exc:
@@ -111,7 +111,7 @@ def _end(batch: BatchRun, exc: Exception) -> None:
             slot_of(request).record(outcome_of(exc))
 
 
-def _args_for(requests: Sequence[SimpleRequest], args: Args) -> Args:
+def args_for(requests: Sequence[SimpleRequest], args: Args) -> Args:
     """Return the arguments of the body for some of its requests."""
     chosen = set(map(id, requests))
 

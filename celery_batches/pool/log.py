@@ -45,10 +45,13 @@ def log_batch(batch: BatchRun) -> None:
     }
     error = next(iter(batch.exhausted), batch.end.error)
     counts = tally((applied.kind for applied in batch.applied), usual=_usual(batch.end.error))
-    if batch.body_runs > 1:
-        runs = f"body ran {batch.body_runs} times"
-        counts = f"{counts}, {runs}" if counts else runs
-    context["others"] = f" ({counts})" if counts else ""
+    notes = [
+        counts,
+        f"{len(batch.duplicates)} duplicates" if batch.duplicates else "",
+        f"body ran {batch.body_runs} times" if batch.body_runs > 1 else "",
+    ]
+    others = ", ".join(filter(None, notes))
+    context["others"] = f" ({others})" if others else ""
     if error is None:
         context["return_value"] = saferepr(batch.end.retval, batch.task.resultrepr_maxsize)
         logger.info(LOG_SUCCESS, context, extra={"data": context})

@@ -21,7 +21,7 @@ from ..core.outcomes import Failed, Retried, decide
 from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
 from ..request import SimpleRequest
-from .body_runs import run_body
+from .body_runs import args_for, run_body
 from .context import acting_for_body, current_task
 from .endings import outcome_of
 from .exceptions import BodyEnd
@@ -32,6 +32,7 @@ from .running import running
 from .settle import Applied, Report, Settlement
 from .store import deduplicates, record_if_done_before, started_state
 from .tracer import Tracer, build_batch_tracer
+from .unique import Duplicate, end_duplicates, find_duplicates
 
 if TYPE_CHECKING:
     from ..task import Batches
@@ -73,6 +74,8 @@ class BatchRun:
     applied: list[Applied] = field(default_factory=list)
     #: The requests that the body gets: those without an outcome, or a half of them.
     active: list[SimpleRequest] = field(default_factory=list)
+    #: The requests that the body does not get, since they have the key of another one.
+    duplicates: Sequence[Duplicate] = ()
     #: How often the body has run.
     body_runs: int = 0
     #: The context that Celery's tracer makes for the batch.
@@ -188,9 +191,20 @@ class BatchRun:
         try:
             if self.task.track_started or "before_start" in self._handlers.names:
                 self._begin_all()
+            args = self._leave_out_duplicates(args)
             return run_body(self, args, kwargs) if self.active else None
         finally:
             self.runtime = monotonic() - started
+
+    def _leave_out_duplicates(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments of the body without the requests that have the key of another."""
+        self.duplicates = find_duplicates(self.task, self.active)
+        left_out = {id(duplicate.request) for duplicate in self.duplicates}
+        kept = [request for request in self.unsettled() if id(request) not in left_out]
+        if len(kept) == len(self.active):
+            return args
+        self.active = kept
+        return args_for(kept, args)
 
     def on_error(self, exc: BaseException) -> ExceptionInfo:
         """Send the signal and log the end of a batch that raised. Celery's tracer calls it."""
@@ -238,6 +252,7 @@ class BatchRun:
 
     def _apply_outcomes(self) -> None:
         """Apply the outcome of each request whose outcome is not applied yet."""
+        end_duplicates(self.duplicates)
         rest = self.requests[len(self.applied) :]
         recorded = [slot_of(request).close() for request in rest]
         settlement = Settlement(

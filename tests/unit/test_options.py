@@ -13,7 +13,7 @@ from celery.app import base as app_base
 from celery.exceptions import ImproperlyConfigured
 
 from celery_batches import Batches
-from celery_batches.options import REMOVED
+from celery_batches.definition import REMOVED
 
 BAD_EVERY = [0, -1, True, False, 1.0, 2.5, "10", None, float("nan"), float("inf"), [10]]
 BAD_INTERVAL = [
@@ -31,6 +31,8 @@ BAD = [
     *(("rate_limit", value) for value in BAD_RATE),
     *(("bisect_on_failure", value) for value in (None, 1, "ValueError", [KeyError], int, (int,))),
     *(("bisect_on_failure", value) for value in (KeyboardInterrupt, KeyError("x"))),
+    *(("unique_key", value) for value in (1, "not a name", "", [], ("a",))),
+    *(("unique_keep", value) for value in (None, "newest", 1, True)),
     *(("return_results", value) for value in (None, 0, 1, "yes", [])),
 ]
 

@@ -1,0 +1,69 @@
+"""Leaves out requests with the same ``unique_key`` as another one. Runs in the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from celery.utils.log import get_logger
+
+from ..core.keys import key_of
+from ..core.outcomes import Failed
+from ..core.slot import slot_of
+from ..request import SimpleRequest
+
+if TYPE_CHECKING:
+    from ..task import Batches
+
+__all__ = ("Duplicate", "end_duplicates", "find_duplicates")
+
+logger = get_logger(__name__)
+
+
+class Duplicate(NamedTuple):
+    """A request that the body does not get.
+
+    Attributes:
+        request: The request.
+        kept: The one with the same key that the body gets.
+    """
+
+    request: SimpleRequest
+    kept: SimpleRequest
+
+
+def find_duplicates(task: Batches, requests: Sequence[SimpleRequest]) -> list[Duplicate]:
+    """Return the requests to leave out, in order.
+
+    A request whose key cannot be computed or hashed fails alone.
+    """
+    if task.unique_key is None:
+        return []
+    found: list[Duplicate] = []
+    keys = [(request, key) for request in requests if (key := _key(task, request)) is not None]
+    kept: dict[Hashable, SimpleRequest] = {}
+    for request, key in keys if task.unique_keep == "first" else reversed(keys):
+        first = kept.setdefault(key, request)
+        if first is not request:
+            found.append(Duplicate(request, first))
+    return found
+
+
+def _key(task: Batches, request: SimpleRequest) -> tuple[Hashable] | None:
+    """Return the key in a tuple, since None is a key too. Return None if there is none."""
+    try:
+        key = key_of(task, "unique_key", request)
+        hash(key)
+    except Exception as exc:
+        logger.error("Task %s: no unique_key of %r: %r", task.name, request, exc, exc_info=True)
+        slot_of(request).record(Failed(exc))
+        return None
+    return (key,)
+
+
+def end_duplicates(duplicates: Iterable[Duplicate]) -> None:
+    """Give each of them the outcome of the request that was kept, if that has one."""
+    for request, kept in duplicates:
+        outcome = slot_of(kept).outcome
+        if outcome is not None:
+            slot_of(request).record(outcome)
