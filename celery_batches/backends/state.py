@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery.backends.base import DisabledBackend
+
 from ..request import SimpleRequest
 
 if TYPE_CHECKING:
     # Other rooms take the type from here, since only this room may import `celery.backends`.
     from celery.backends.base import Backend as Backend
 
-__all__ = ("State", "copy_backend")
+__all__ = ("State", "copy_backend", "keeps_results")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +38,8 @@ def copy_backend(backend: Backend, **attributes: Any) -> Backend:
     # A state that fails in the copy is stored separately, so the copy need not retry.
     copy.__dict__.update(backend.__dict__, **attributes, always_retry=False)
     return copy
+
+
+def keeps_results(backend: Backend) -> bool:
+    """Whether there is a result backend."""
+    return not isinstance(backend, DisabledBackend)

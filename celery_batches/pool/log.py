@@ -10,6 +10,7 @@ from celery.exceptions import Retry
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
+from ..backends.state import keeps_results
 from ..core.outcomes import Unmarked, tally
 from ..errors import error_info
 from .continuations import is_awaited
@@ -23,6 +24,9 @@ __all__ = ("log_batch",)
 #: Logging configurations can rely on this name, wherever the module is.
 logger = get_logger("celery_batches.trace")
 
+#: The attribute of a task that has logged `LOG_NO_RESULT` in this process.
+HAS_LOGGED = "__has_logged_no_result__"
+
 LOG_BATCH = "Batch %(name)s[%(id)s] of %(size)d requests, flushed by %(trigger)s, "
 LOG_SUCCESS = LOG_BATCH + "succeeded in %(runtime)ss: %(return_value)s%(others)s"
 LOG_ENDED = LOG_BATCH + "%(description)s in %(runtime)ss: %(exc)s%(others)s"
@@ -30,6 +34,20 @@ LOG_UNMARKED = (
     "Batch %(name)s[%(id)s]: a link, chain or chord waits for %(count)d of its requests and does "
     "not continue, since the body has not marked them. Use request.mark_as_done(result). "
     "The first of them is %(first)r"
+)
+
+LOG_NO_RESULT = (
+    "Task %(name)s: the body has returned and left %(count)d of %(size)d requests without an "
+    "outcome, so their callers wait for ever. The first of them is %(first)r. %(fix)s. If nobody "
+    "waits for results, set ignore_result=True. This is logged once for each task and process"
+)
+MARK = (
+    "Call request.mark_as_done(result) for each request, or set return_results=True and return a "
+    "list of their results"
+)
+RETURN = (
+    "The body has returned a %(type)s with one item for each request: set return_results=True to "
+    "make these the results. Or call request.mark_as_done(result) for each request"
 )
 
 
@@ -87,11 +105,30 @@ def _log_error(batch: BatchRun, error: BaseException, context: dict[str, Any]) -
 
 
 def _log_unmarked(batch: BatchRun, context: dict[str, Any]) -> None:
-    awaited = [
+    unmarked = [
         request
         for request, applied in zip(batch.requests, batch.applied, strict=False)
-        if isinstance(applied.outcome, Unmarked) and is_awaited(request)
+        if isinstance(applied.outcome, Unmarked)
     ]
+    if not unmarked:
+        return
+    awaited = [request for request in unmarked if is_awaited(request)]
     if awaited:
         details = {**context, "count": len(awaited), "first": awaited[0]}
         logger.warning(LOG_UNMARKED, details, extra={"data": details})
+    # The result of an eager call is what the body returns.
+    if batch.eager or not keeps_results(batch.task.backend):
+        return
+    without_result = [request for request in unmarked if not request.ignore_result]
+    if without_result and not batch.task.__dict__.get(HAS_LOGGED):
+        batch.task.__dict__[HAS_LOGGED] = True
+        details = {**context, "count": len(without_result), "first": without_result[0]}
+        details["fix"] = _fix(batch)
+        logger.warning(LOG_NO_RESULT, details, extra={"data": details})
+
+
+def _fix(batch: BatchRun) -> str:
+    returned = batch.end.retval
+    if isinstance(returned, list | tuple) and len(returned) == len(batch.active):
+        return RETURN % {"type": type(returned).__name__}
+    return MARK

@@ -75,7 +75,8 @@ def test_what_a_callback_inherits(sending: World, inherit: bool) -> None:
 
 def test_unmarked_requests_set_off_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What waits for an unmarked request does not go on, and the log says so once."""
-    world.run(lambda requests: "value", {"callbacks": [world.callback.s()]}, {"chain": []})
+    linked = {"callbacks": [world.callback.s()]}
+    world.run(lambda requests: "value", linked, {"chain": []}, ignore_result=True)
     assert world.called == []
     (warning,) = messages(caplog, logging.WARNING)
     assert "1 of its requests" in warning
