@@ -89,6 +89,8 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         if requeue and c.task_consumer is not None:
             # Otherwise the broker would redeliver them to this worker.
             ignore_errors(c.connection, c.task_consumer.cancel)
+            # After an error that ends the worker, py-amqp's channel may be closed, and has none.
+            requeue = getattr(c.task_consumer.channel, "connection", c) is not None
         for strategy in self._strategies(c):
             strategy.retire(requeue=requeue)
             if not stopping:
