@@ -150,6 +150,14 @@ def test_settings_that_make_sense(app: Celery, setting: Any, seconds: float | No
     assert consumer_timeout(app.conf) == seconds
 
 
+def test_the_setting_has_a_name_with_a_namespace() -> None:
+    app = Celery("configured", set_as_current=False)
+    settings = {"CELERY_BATCHES_CONSUMER_TIMEOUT": 60, "CELERY_TASK_DEFAULT_QUEUE": "q"}
+    app.config_from_object(SimpleNamespace(**settings), namespace="CELERY")
+    assert consumer_timeout(app.conf) == 60
+    app.close()
+
+
 @pytest.mark.parametrize(
     ("setting", "error"),
     [
