@@ -44,17 +44,23 @@ CHOICES = (
     "Set for example batches_consumer_timeout = 3600"
 )
 
+TAKES_BACK = (
+    "RabbitMQ takes back a message that is not acknowledged within %gs (%s), and closes the "
+    "channel or cancels the consumer. The worker ends or reconnects, and"
+)
 TOO_LATE = (
-    "Task %s: flush_interval is %gs, but RabbitMQ takes back a message that is not acknowledged "
-    "within %gs (%s), and closes the channel or cancels the consumer. The worker ends or "
-    "reconnects, and the buffered calls are delivered again, for ever. A call waits unacknowledged "
-    "for its ETA, then for its batch to fill%s. Lower flush_interval, or raise %s."
+    f"Task %s: flush_interval is %gs, but {TAKES_BACK} the buffered calls are delivered again, for "
+    f"ever. A call waits unacknowledged for its ETA, then for its batch to fill%s. Lower "
+    f"flush_interval, or raise %s."
+)
+TURN_TOO_LATE = (
+    f"Task %s: rate_limit lets one batch start in %gs, but {TAKES_BACK} full batches that wait for "
+    f"their turn are delivered again. Raise rate_limit, or raise %s."
 )
 ETA_TOO_LATE = (
-    "Task %s: a call with an ETA waits for %gs, and up to %gs more for its batch to fill, but "
-    "RabbitMQ takes back a message that is not acknowledged within %gs (%s), and closes the "
-    "channel or cancels the consumer. The worker ends or reconnects, and all that it holds is "
-    "delivered again. Use shorter ETAs, or raise %s. (Logged once for each connection.)"
+    f"Task %s: a call with an ETA waits for %gs, and up to %gs more for its batch to fill, but "
+    f"{TAKES_BACK} all that it holds is delivered again. Use shorter ETAs, or raise %s. (Logged "
+    f"once for each connection.)"
 )
 
 
@@ -98,7 +104,9 @@ def consumer_timeout(conf: Mapping[str, Any]) -> float | None:
 
 
 def warn_of_consumer_timeout(task: Batches, consumer: Consumer, interval: float) -> None:
-    """Warn if messages may wait in the buffer for the consumer timeout or longer.
+    """Warn if messages may wait in the worker for the consumer timeout or longer.
+
+    It may be in the buffer, or for the rate limit.
 
     Arguments:
         task: The batch task.
@@ -106,12 +114,17 @@ def warn_of_consumer_timeout(task: Batches, consumer: Consumer, interval: float)
         interval: The ``flush_interval`` of the task, in seconds.
     """
     limit = _shortest(consumer)
-    if limit is not None and interval >= limit.seconds:
+    if limit is None:
+        return
+    if interval >= limit.seconds:
         rest = ", and with acks_late for the batch to end" if task.acks_late else ""
         logger.warning(
             *(TOO_LATE, task.name, interval),
             *(limit.seconds, limit.source, rest, limit.remedy),
         )
+    turn = _turn(task, consumer)
+    if turn >= limit.seconds:
+        logger.warning(TURN_TOO_LATE, task.name, turn, limit.seconds, limit.source, limit.remedy)
 
 
 def warn_of_late_eta(task: Batches, consumer: Consumer, wait: float, interval: float) -> bool:
@@ -134,6 +147,12 @@ def warn_of_late_eta(task: Batches, consumer: Consumer, wait: float, interval: f
         *(limit.seconds, limit.source, limit.remedy),
     )
     return True
+
+
+def _turn(task: Batches, consumer: Consumer) -> float:
+    """Return the seconds between two batches of the task, as its rate limit has it."""
+    bucket = None if consumer.disable_rate_limits else consumer.task_buckets[task.name]
+    return 0.0 if bucket is None else 1 / float(bucket.fill_rate)
 
 
 def _shortest(consumer: Consumer) -> ConsumerTimeout | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.worker.consumer import Consumer
 from kombu import Queue
 
 from celery_batches.transports.consumer_timeout import consumer_timeout
@@ -126,6 +127,25 @@ def test_an_interval_that_is_set_while_the_worker_runs(
         consumer.strategies[task.name](message, None, message.ack, message.reject, [])
         assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "flush_interval is 1800s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rate_limit", "disabled", "warns"),
+    [("1/h", False, True), ("2/h", False, True), ("3/h", False, False), ("1/h", True, False)],
+)
+def test_a_rate_limit_that_is_too_low(
+    app: Celery, caplog: pytest.LogCaptureFixture, rate_limit: str, disabled: bool, warns: bool
+) -> None:
+    """A batch that waits for one turn reaches the limit."""
+    consumer = consumer_of(app)
+    consumer.disable_rate_limits = disabled
+    task = make_task(app, name="unit.slow", rate_limit=rate_limit)
+    consumer.task_buckets[task.name] = Consumer.bucket_for_task(consumer, task)
+    start(consumer)
+    assert [record.levelname for record in caplog.records] == (["WARNING"] if warns else [])
+    if warns:
+        for part in ("Task unit.slow: rate_limit", "within 1800s", "Raise rate_limit, or raise"):
+            assert part in caplog.text
 
 
 def test_an_eta_that_is_too_late(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
