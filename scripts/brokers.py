@@ -128,8 +128,11 @@ def start_redis(directory: Path, port: int | None = None, *options: str) -> Serv
     return Server(f"redis://{LOCALHOST}:{port}/0", command, directory, redis_answers).start()
 
 
-def start_rabbitmq(directory: Path, port: int | None = None) -> Server:
-    """Start a RabbitMQ node of its own, with its own port mapper (epmd), user home and cookie."""
+def start_rabbitmq(directory: Path, port: int | None = None, *options: str) -> Server:
+    """Start a RabbitMQ node of its own, with its own port mapper (epmd), user home and cookie.
+
+    `options` are for its Erlang machine, such as ``"-rabbit consumer_timeout 4000"``.
+    """
     port = port or free_port()
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "rabbitmq.conf").write_text(f"listeners.tcp.1 = {LOCALHOST}:{port}\n")
@@ -149,7 +152,9 @@ def start_rabbitmq(directory: Path, port: int | None = None) -> Server:
         "RABBITMQ_NODENAME": f"celery-batches-{port}@localhost",
         "RABBITMQ_NODE_PORT": str(port),
         "RABBITMQ_PID_FILE": str(directory / "pid"),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(
+            ("-kernel inet_dist_use_interface {127,0,0,1}", *options)
+        ),
         "RUNNING_UNDER_SYSTEMD": "true",  # The start script becomes the server, so one process id.
     }
     server, epmd = (shlex.quote(find_program(name)) for name in ("rabbitmq-server", "epmd"))

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ("acknowledge", "is_supported", "write_acks")
 
-#: For each channel, the deliveries that were acknowledged here, and the lock that protects them. It
-#: is reentrant, since a signal handler that stops the pool may run callbacks.
+#: For each open channel, the deliveries that were acknowledged here, and the lock that protects
+#: them. It is reentrant, since a signal handler that stops the pool may run callbacks.
 _tags: WeakKeyDictionary[amqp.Channel, tuple[DeliveryTags, RLock]] = WeakKeyDictionary()
+
+#: Held while a channel is added to them.
+_starting = RLock()
 
 
 def is_supported(channel: StdChannel) -> bool:
@@ -62,7 +65,7 @@ def acknowledge(
         tags: The delivery tags.
         write: Writes the frames.
     """
-    acknowledged, lock = _tags.setdefault(channel, (DeliveryTags(), RLock()))
+    acknowledged, lock = _tags.get(channel) or _start(channel)
     with lock:
         try:
             acks = acknowledged.acknowledge(tags)
@@ -71,3 +74,25 @@ def acknowledge(
         except BaseException:
             acknowledged.stop_multiple()
             raise
+
+
+def _start(channel: amqp.Channel) -> tuple[DeliveryTags, RLock]:
+    """Keep account of a channel until py-amqp opens it again.
+
+    When the broker closes a channel because of an error, py-amqp opens it again: the same object,
+    whose deliveries are numbered from 1. A call that waits for a reply, such as that of the command
+    ``add_consumer``, gets the error, and the worker may go on with the channel.
+    """
+    with _starting:
+        if channel in _tags:
+            return _tags[channel]
+        # Called now too, since the channel is open.
+        listener = channel.then(_forget)
+        acknowledged, lock = _tags.setdefault(channel, (DeliveryTags(), RLock()))
+        if listener not in channel.on_open.listeners:
+            acknowledged.stop_multiple()  # This version of vine does not call it again.
+        return acknowledged, lock
+
+
+def _forget(channel: amqp.Channel) -> None:
+    _tags.pop(channel, None)

@@ -10,6 +10,7 @@ from kombu.common import ignore_errors
 from ..core.shortcuts import enabled_shortcuts
 from ..transports.amqp_prefetch import prefetch_sender
 from ..transports.amqp_reader import read_many
+from ..transports.consumer_timeout import consumer_timeout
 from ..transports.traits import traits_of
 from .prefetch import (
     Prefetch,
@@ -39,10 +40,12 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         """Refuse an invalid setting before the worker starts.
 
         Raises:
-            TypeError: If ``batches_shortcuts`` is neither a boolean nor a collection of names.
-            ValueError: If it has an unknown name.
+            TypeError: If ``batches_shortcuts`` is neither a boolean nor a collection of names, or
+                ``batches_consumer_timeout`` neither a number nor None.
+            ValueError: If the one has an unknown name, or the other is not above 0.
         """
         self._shortcuts = enabled_shortcuts(c.app.conf)
+        consumer_timeout(c.app.conf)
         super().__init__(c, **kwargs)
 
     def start(self, c: Consumer) -> None:
@@ -86,6 +89,8 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         if requeue and c.task_consumer is not None:
             # Otherwise the broker would redeliver them to this worker.
             ignore_errors(c.connection, c.task_consumer.cancel)
+            # After an error that ends the worker, py-amqp's channel may be closed, and has none.
+            requeue = getattr(c.task_consumer.channel, "connection", c) is not None
         for strategy in self._strategies(c):
             strategy.retire(requeue=requeue)
             if not stopping:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from ..transports.consumer_timeout import warn_of_late_eta
 from ..transports.visibility import warn_of_eta
 from .flush_options import FlushOptions
 from .interfaces import Consumer
@@ -61,7 +62,9 @@ class BufferingConsumer:
     def _warn(self, request: MemberRequest) -> None:
         channel, wait = request.message.channel, request.eta.timestamp() - time()
         interval = self._options.limits.flush_interval
-        self._has_warned = warn_of_eta(self._task, channel, wait, interval)
+        self._has_warned = warn_of_eta(self._task, channel, wait, interval) or warn_of_late_eta(
+            self._task, self._consumer, wait, interval
+        )
 
     def apply_eta_task(self, request: MemberRequest) -> None:
         """Pass a request whose ETA has come to `on_task_request`, as Celery's consumer does."""

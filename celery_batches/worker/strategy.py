@@ -31,6 +31,7 @@ from kombu import Message
 
 from ..core.buffer import Limits
 from ..core.shortcuts import enabled_shortcuts
+from ..transports.consumer_timeout import warn_of_consumer_timeout
 from ..transports.visibility import warn_of_visibility_timeout
 from .acks import DeferredAck, LeanPromise
 from .checks import MALFORMED_MESSAGE_ERRORS, check_message
@@ -178,6 +179,7 @@ class BatchStrategy:
         self._pending.warn_of_static_limit(self.task.name)
         channel = getattr(self.consumer.task_consumer, "channel", None)
         warn_of_visibility_timeout(self.task, channel, limits.flush_interval)
+        warn_of_consumer_timeout(self.task, self.consumer, limits.flush_interval)
 
     def _on_timer(self, armed_for: float) -> None:
         limits = self.options.read()

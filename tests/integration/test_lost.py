@@ -81,6 +81,7 @@ def lines_on(worker, task):
 
 
 def test_every_request_of_a_lost_batch_fails_once(broker, backend, deploy, let_die):
+    """So does the one that the body has marked, since its result was not stored."""
     site = deploy_mortal(deploy, broker, backend)
     gate = site.directory / "go"
     os.mkfifo(gate)

@@ -31,6 +31,7 @@ def settle(requests):
 
 def die(requests):
     report("die", ids=[request.id for request in requests])
+    requests[-1].mark_as_done("noted")  # That goes with the process.
     end(requests[0].args[0])
 
 

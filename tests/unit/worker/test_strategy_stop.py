@@ -81,6 +81,19 @@ def test_a_worker_that_stops_sends_its_buffer_back(worker: BatchWorker, state: i
     assert said == ["cancel", "id-1 True", "id-0 True"]
 
 
+def test_a_worker_that_a_channel_error_ends_sends_nothing_back(worker: BatchWorker) -> None:
+    """The broker has closed the channel and requeued all. Each message would be an error."""
+    message = worker.send()
+    consumer = worker.consumer
+    consumer.blueprint.state = bootsteps.CLOSE
+    consumer.connection.transport.driver_type = "amqp"
+    consumer.task_consumer.channel.connection = None  # type: ignore[attr-defined]
+    BatchesStep(consumer).stop(consumer)
+    assert message.channel.said == []
+    assert worker.waiting == 0
+    assert not worker_state.reserved_requests
+
+
 def test_a_worker_that_stops_without_a_connection_retires_its_buffer(worker: BatchWorker) -> None:
     """An error in the middle of a reconnect may end the worker: there is no broker to tell."""
     message = worker.send()
