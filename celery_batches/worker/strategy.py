@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery import Celery
 from celery.exceptions import InvalidTaskError
@@ -29,7 +29,7 @@ from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 from kombu import Message
 
-from ..core.buffer import Limits
+from ..core.buffer import Batch, Limits
 from ..core.shortcuts import enabled_shortcuts
 from ..transports.visibility import warn_of_visibility_timeout
 from .acks import DeferredAck, LeanPromise
@@ -40,6 +40,7 @@ from .interfaces import Consumer
 from .member_request import MemberRequest, member_class
 from .pending import PendingRequests
 from .prefetch import warn_of_prefetch_limit
+from .redeliveries import Redeliveries
 from .sender import BatchSender
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = ("BatchStrategy", "strategy_of")
 
 logger = get_logger(__name__)
+
+RequestBatch: TypeAlias = Batch[MemberRequest]
 
 
 class BatchStrategy:
@@ -79,11 +82,17 @@ class BatchStrategy:
         self.sender: BatchSender = BatchSender(
             task, consumer, self, None if old is None else old.sender
         )
+        #: Shared with the next strategy: the broker redelivers what a lost connection had.
+        self.redeliveries: Redeliveries = (
+            Redeliveries(task.name) if old is None else old.redeliveries
+        )
         self._lock = Lock()
         self._pending = PendingRequests(
             consumer, task.name, self.options.limits, on_wakeup=self._on_timer
         )
         self._reserved = 0
+        # Read here, since a property runs code of the user.
+        self._may_suspect = bool(task.acks_late)
         self._retired = False
         self._requeues = False
         #: The strategy that has taken over the buffer, if the connection is still open.
@@ -105,7 +114,7 @@ class BatchStrategy:
     def reserve(self, batches: int) -> None:
         """Let the broker deliver that many batches, where it cannot be asked again."""
         self._reserved = batches
-        self._pending.reserve(batches)
+        self._pending.reserve(batches, suspects=self._may_suspect)
 
     def on_message(
         self,
@@ -143,11 +152,16 @@ class BatchStrategy:
         limits = self.options.read()  # Outside of the lock, since a property runs code of the user.
         if limits is not self._pending.limits:
             self._change(limits)
+        is_again = request.is_redelivered or bool(self.redeliveries)
+        acks_late = is_again and bool(self.task.acks_late)
         with self._lock:
             is_over = self._is_over
             if not is_over:
                 request.strategy = self
-                batches = self._pending.add(request, now=monotonic())
+                if is_again:
+                    batches = self._add_again(request, acks_late=acks_late)
+                else:
+                    batches = self._pending.add(request, now=monotonic())
         if not is_over:
             for batch in batches:
                 self.sender.flush(batch)
@@ -155,6 +169,15 @@ class BatchStrategy:
             self._successor.add(request)
         else:
             self.release(request)
+
+    def _add_again(self, request: MemberRequest, *, acks_late: bool) -> Sequence[RequestBatch]:
+        """Buffer a request that may have been delivered before. Called under the lock."""
+        arrival, now = self.redeliveries.recall(request, acks_late=acks_late), monotonic()
+        if arrival is None and not request.suspect_level:
+            return self._pending.add(request, now=now)
+        return self._pending.add_again(
+            request, arrival=now if arrival is None else arrival, now=now
+        )
 
     @property
     def _is_over(self) -> bool:
@@ -168,7 +191,7 @@ class BatchStrategy:
         """Use these limits from now on, since an option of the task has changed."""
         with self._lock:
             if not self._retired:
-                self._pending.change(limits)
+                self._pending.change(limits, now=monotonic())
         self.warn_of_broker_limits()
 
     def warn_of_broker_limits(self) -> None:
@@ -200,11 +223,11 @@ class BatchStrategy:
                 to.sender.share_jobs(self.sender)
                 to._take_over(self._close(successor=to), self._reserved)
 
-    def _take_over(self, requests: Sequence[MemberRequest], reserved: int) -> None:
+    def _take_over(self, requests: Sequence[tuple[float, MemberRequest]], reserved: int) -> None:
         """Buffer the requests of another strategy. Called under the lock."""
         if reserved:
             self.reserve(reserved)
-        for request in requests:
+        for _, request in requests:
             request.strategy = self
         # The timer sends full batches. Celery does not have this strategy yet, and sending may
         # block.
@@ -224,12 +247,16 @@ class BatchStrategy:
             self._requeues = requeue
             requests = [] if self._retired else self._close()
         # The newest first, so that the broker redelivers the oldest first.
-        for request in reversed(requests):
-            self.release(request)
-        return requests
+        for arrival, request in reversed(requests):
+            self.release(request, arrival=arrival)
+        return [request for _, request in requests]
 
-    def _close(self, successor: BatchStrategy | None = None) -> list[MemberRequest]:
-        """Close and empty the buffer, and return its requests. Called under the lock."""
+    def _close(self, successor: BatchStrategy | None = None) -> list[tuple[float, MemberRequest]]:
+        """Close and empty the buffer. Called under the lock.
+
+        Returns:
+            Its requests with their arrivals, in the order of these.
+        """
         self._successor = successor
         # Set last, since other threads read it without the lock before they read the successor.
         self._retired = True
@@ -249,9 +276,15 @@ class BatchStrategy:
             strategy = strategy._successor
         return None
 
-    def release(self, request: MemberRequest) -> None:
-        """Release a request, so that the broker redelivers it."""
+    def release(self, request: MemberRequest, *, arrival: float | None = None) -> None:
+        """Release a request, so that the broker redelivers it.
+
+        Arguments:
+            request: The request.
+            arrival: When it was buffered, if it still was.
+        """
         worker_state.task_ready(request)
+        self.redeliveries.remember(request, arrival=arrival)
         if self._requeues:
             # Reject directly, since the event loop that would do it has ended.
             request.on_reject = request.message.reject_log_error
