@@ -16,7 +16,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ("LAST_LEVEL", "Memory", "Past", "batch_size", "level_after_loss", "level_of")
+__all__ = (
+    "GATHER_SECONDS",
+    "LAST_LEVEL",
+    "Memory",
+    "Past",
+    "batch_size",
+    "level_after_loss",
+    "level_of",
+)
+
+#: Seconds that suspects wait for each other, if `flush_interval` is not shorter. They have waited
+#: for a batch before.
+GATHER_SECONDS = 1.0
 
 #: The level of an item that is alone in its batch.
 LAST_LEVEL = 3

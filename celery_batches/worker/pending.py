@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, itemgetter
 
 from ..core.buffer import Batch, Buffer, Limits
-from ..core.suspects import LAST_LEVEL, batch_size
+from ..core.suspects import GATHER_SECONDS, LAST_LEVEL, batch_size
 from .allowance import BatchAllowance
 from .interfaces import Consumer
 from .limits import RateLimit
@@ -214,11 +214,10 @@ class PendingRequests:
 
 
 def _limits_of_levels(limits: Limits) -> list[Limits]:
-    """Return the limits of each level of suspects."""
-    return [
-        Limits(batch_size(level, limits.flush_every), limits.flush_interval)
-        for level in range(LAST_LEVEL + 1)
-    ]
+    """Return the limits of each level of suspects. Level 0 has those of the task."""
+    gather = min(limits.flush_interval, GATHER_SECONDS)
+    levels = range(1, LAST_LEVEL + 1)
+    return [limits, *(Limits(batch_size(level, limits.flush_every), gather) for level in levels)]
 
 
 def _room(buffers: Iterable[Buffer[MemberRequest]]) -> int:
