@@ -78,24 +78,28 @@ class Redeliveries:
             at_most = batch_size(lowest, flush_every)
             logger.warning(SUSPECTS, self._task_name, len(requests), at_most)
 
-    def recall(self, request: MemberRequest, *, acks_late: bool) -> float | None:
+    def recall(self, request: MemberRequest, *, acks_late: bool, now: float) -> float | None:
         """Set the level of a request that was delivered, and forget what is remembered of it.
 
         Arguments:
             request: The request.
             acks_late: Whether its message is acknowledged after it has run. Otherwise a redelivered
                 request has not run, and is no suspect.
+            now: The time.
 
         Returns:
-            When it was buffered first, or None if that is not known.
+            When it was buffered first, or now if that is not known. None if there is nothing to
+            know, as for most requests.
         """
         with self._lock:
-            past = self._memory.recall(request.id, now=monotonic())
+            past = self._memory.recall(request.id, now=now)
+        if past is None and not request.is_redelivered:
+            return None
         if acks_late:
             request.suspect_level = level_of(
                 past, deliveries=_deliveries(request), is_redelivered=request.is_redelivered
             )
-        return None if past is None else past.arrival
+        return now if past is None or past.arrival is None else past.arrival
 
     def _note(self, request: MemberRequest, level: int, arrival: float | None) -> None:
         past = Past(level, _deliveries(request) or 0, arrival, noted=monotonic())

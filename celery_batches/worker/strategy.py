@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.exceptions import InvalidTaskError
@@ -29,8 +29,9 @@ from celery.worker import state as worker_state
 from celery.worker.strategy import default as default_strategy
 from kombu import Message
 
-from ..core.buffer import Batch, Limits
+from ..core.buffer import Limits
 from ..core.shortcuts import enabled_shortcuts
+from ..transports.amqp_nack import nack_on_reject
 from ..transports.visibility import warn_of_visibility_timeout
 from .acks import DeferredAck, LeanPromise
 from .checks import MALFORMED_MESSAGE_ERRORS, check_message
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ("BatchStrategy", "strategy_of")
 
 logger = get_logger(__name__)
-
-RequestBatch: TypeAlias = Batch[MemberRequest]
 
 
 class BatchStrategy:
@@ -78,14 +77,13 @@ class BatchStrategy:
         self._deferred_ack = (
             DeferredAck.with_shortcuts(shortcuts) if "lean_promises" in shortcuts else None
         )
+        self._nacks = "amqp_nack" in shortcuts
         self.options: FlushOptions = FlushOptions(task, None if old is None else old.options)
         self.sender: BatchSender = BatchSender(
             task, consumer, self, None if old is None else old.sender
         )
         #: Shared with the next strategy: the broker redelivers what a lost connection had.
-        self.redeliveries: Redeliveries = (
-            Redeliveries(task.name) if old is None else old.redeliveries
-        )
+        self.redeliveries: Redeliveries = old.redeliveries if old else Redeliveries(task.name)
         self._lock = Lock()
         self._pending = PendingRequests(
             consumer, task.name, self.options.limits, on_wakeup=self._on_timer
@@ -152,16 +150,19 @@ class BatchStrategy:
         limits = self.options.read()  # Outside of the lock, since a property runs code of the user.
         if limits is not self._pending.limits:
             self._change(limits)
-        is_again = request.is_redelivered or bool(self.redeliveries)
-        acks_late = is_again and bool(self.task.acks_late)
+        may_be_known = request.is_redelivered or bool(self.redeliveries)
+        acks_late = may_be_known and bool(self.task.acks_late)
         with self._lock:
             is_over = self._is_over
             if not is_over:
                 request.strategy = self
-                if is_again:
-                    batches = self._add_again(request, acks_late=acks_late)
+                now, arrival = monotonic(), None
+                if may_be_known:
+                    arrival = self.redeliveries.recall(request, acks_late=acks_late, now=now)
+                if arrival is None:
+                    batches = self._pending.add(request, now=now)
                 else:
-                    batches = self._pending.add(request, now=monotonic())
+                    batches = self._pending.add_again(request, arrival=arrival, now=now)
         if not is_over:
             for batch in batches:
                 self.sender.flush(batch)
@@ -169,15 +170,6 @@ class BatchStrategy:
             self._successor.add(request)
         else:
             self.release(request)
-
-    def _add_again(self, request: MemberRequest, *, acks_late: bool) -> Sequence[RequestBatch]:
-        """Buffer a request that may have been delivered before. Called under the lock."""
-        arrival, now = self.redeliveries.recall(request, acks_late=acks_late), monotonic()
-        if arrival is None and not request.suspect_level:
-            return self._pending.add(request, now=now)
-        return self._pending.add_again(
-            request, arrival=now if arrival is None else arrival, now=now
-        )
 
     @property
     def _is_over(self) -> bool:
@@ -252,11 +244,7 @@ class BatchStrategy:
         return [request for _, request in requests]
 
     def _close(self, successor: BatchStrategy | None = None) -> list[tuple[float, MemberRequest]]:
-        """Close and empty the buffer. Called under the lock.
-
-        Returns:
-            Its requests with their arrivals, in the order of these.
-        """
+        """Close the buffer, and return its requests with their arrivals. Called under the lock."""
         self._successor = successor
         # Set last, since other threads read it without the lock before they read the successor.
         self._retired = True
@@ -286,6 +274,8 @@ class BatchStrategy:
         worker_state.task_ready(request)
         self.redeliveries.remember(request, arrival=arrival)
         if self._requeues:
+            if self._nacks:
+                nack_on_reject(request.message)
             # Reject directly, since the event loop that would do it has ended.
             request.on_reject = request.message.reject_log_error
             request.reject(requeue=True)
