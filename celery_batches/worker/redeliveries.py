@@ -121,6 +121,6 @@ def _deliveries(request: MemberRequest) -> int | None:
     """Return how often the broker has counted the message as returned, or None."""
     headers: Mapping[str, Any] | None = request.message.headers
     count = (headers or {}).get(DELIVERY_COUNT)
-    if isinstance(count, int) and not isinstance(count, bool):
+    if isinstance(count, int):
         return count
     return 0 if headers and ACQUIRED_COUNT in headers else None

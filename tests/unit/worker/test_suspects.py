@@ -60,6 +60,14 @@ def test_after_three_losses_a_call_is_alone(late: Redelivering) -> None:
     assert late.batches[6:] == [("size", ["id-3"])]
 
 
+def test_an_exit_of_the_body_is_a_loss(late: Redelivering) -> None:
+    """Pools without processes report it as such."""
+    late.send_fresh(10)
+    late.lose(error=SystemExit(3))
+    late.send_again(*range(10))
+    assert late.sizes == [10, 4, 4]
+
+
 def test_a_small_lost_batch_does_not_come_together_again(late: Redelivering) -> None:
     """A batch that was flushed by interval may be smaller than a suspect's."""
     late.send_fresh(3)
