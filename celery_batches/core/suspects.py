@@ -104,14 +104,11 @@ class Memory:
     All times are in seconds of one monotonic clock, which the caller owns.
     """
 
-    __slots__ = ("_past",)
+    __slots__ = ("past",)
 
     def __init__(self) -> None:
-        #: In the order in which they were noted.
-        self._past: dict[str, Past] = {}
-
-    def __len__(self) -> int:
-        return len(self._past)
+        #: What is remembered of each item, in the order in which it was noted. Only to be read.
+        self.past: dict[str, Past] = {}
 
     def remember(self, item_id: str, past: Past) -> None:
         """Remember an item. Of an item that it knows, it keeps the higher level and older arrival.
@@ -120,7 +117,7 @@ class Memory:
             item_id: The id of the item.
             past: What there is to remember.
         """
-        known = self._past.pop(item_id, None)
+        known = self.past.pop(item_id, None)
         if known is not None:
             arrivals = [at for at in (known.arrival, past.arrival) if at is not None]
             past = Past(
@@ -129,20 +126,20 @@ class Memory:
                 arrival=min(arrivals, default=None),
                 noted=past.noted,
             )
-        self._past[item_id] = past
+        self.past[item_id] = past
         self._forget_oldest(now=past.noted)
 
     def recall(self, item_id: str, *, now: float) -> Past | None:
         """Return what is remembered of an item, or None, and forget it."""
-        past = self._past.pop(item_id, None)
+        past = self.past.pop(item_id, None)
         return None if past is None or _is_old(past, now) else past
 
     def _forget_oldest(self, now: float) -> None:
         while True:
-            oldest = next(iter(self._past))
-            if len(self._past) <= MAX_REMEMBERED and not _is_old(self._past[oldest], now):
+            oldest = next(iter(self.past))
+            if len(self.past) <= MAX_REMEMBERED and not _is_old(self.past[oldest], now):
                 return
-            del self._past[oldest]
+            del self.past[oldest]
 
 
 def _is_old(past: Past, now: float) -> bool:

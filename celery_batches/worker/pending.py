@@ -125,8 +125,10 @@ class PendingRequests:
         is_full = self._buffers[level].insert(request, arrival=arrival)
         if level:
             self._allowance.hold(self._room_of_suspects, at_least=True)
-        else:
-            self._on_put(is_full, now)
+            return
+        self._allowance.open()
+        if is_full:
+            self._read_ahead(now)
 
     @property
     def _room_of_suspects(self) -> int:
@@ -135,13 +137,14 @@ class PendingRequests:
 
     def _put(self, request: MemberRequest, now: float) -> bool:
         """Buffer a request, and return whether there are enough for a full batch."""
+        self._allowance.open()
         is_full = self._buffer.add(request, now=now)
-        self._on_put(is_full, now)
+        if is_full:
+            self._read_ahead(now)
         return is_full
 
-    def _on_put(self, is_full: bool, now: float) -> None:
-        self._allowance.open()
-        if is_full and self._limit.is_off and not self._is_static:
+    def _read_ahead(self, now: float) -> None:
+        if self._limit.is_off and not self._is_static:
             self._allowance.start_read_ahead(until=now + READ_AHEAD_SECONDS)
 
     def wake_up(self, *, now: float) -> Sequence[Batch[MemberRequest]]:

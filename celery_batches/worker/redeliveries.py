@@ -46,11 +46,10 @@ class Redeliveries:
     def __init__(self, task_name: str) -> None:
         self._task_name = task_name
         self._memory = Memory()
+        #: What is remembered, by the id of the request. It is always the same object.
+        self.remembered: Mapping[str, Past] = self._memory.past
         # Reentrant, since a signal handler that stops the pool may run callbacks.
         self._lock = RLock()
-
-    def __len__(self) -> int:
-        return len(self._memory)
 
     def remember(self, request: MemberRequest, *, arrival: float | None = None) -> None:
         """Remember a request that goes back to the broker and is no suspect for that.

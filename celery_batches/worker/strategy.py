@@ -84,6 +84,7 @@ class BatchStrategy:
         )
         #: Shared with the next strategy: the broker redelivers what a lost connection had.
         self.redeliveries: Redeliveries = old.redeliveries if old else Redeliveries(task.name)
+        self._remembered = self.redeliveries.remembered
         self._lock = Lock()
         self._pending = PendingRequests(
             consumer, task.name, self.options.limits, on_wakeup=self._on_timer
@@ -150,7 +151,7 @@ class BatchStrategy:
         limits = self.options.read()  # Outside of the lock, since a property runs code of the user.
         if limits is not self._pending.limits:
             self._change(limits)
-        may_be_known = request.is_redelivered or bool(self.redeliveries)
+        may_be_known = bool(self._remembered or request.delivery_info["redelivered"])
         acks_late = may_be_known and bool(self.task.acks_late)
         with self._lock:
             is_over = self._is_over

@@ -85,11 +85,11 @@ def past(
 def test_what_is_recalled_is_forgotten() -> None:
     memory = Memory()
     memory.remember("a", past(level=2, arrival=5.0))
-    assert len(memory) == 1
+    assert len(memory.past) == 1
     assert memory.recall("b", now=0) is None
     assert memory.recall("a", now=0) == past(level=2, arrival=5.0)
     assert memory.recall("a", now=0) is None
-    assert len(memory) == 0
+    assert len(memory.past) == 0
 
 
 def test_the_higher_level_and_the_older_arrival_stay() -> None:
@@ -107,7 +107,7 @@ def test_the_newest_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
     for name in "abcadef":
         memory.remember(name, past())
-    assert len(memory) == 3
+    assert len(memory.past) == 3
     assert [name for name in "abcdef" if memory.recall(name, now=0)] == ["d", "e", "f"]
 
 
@@ -118,4 +118,4 @@ def test_a_day_is_enough() -> None:
     memory.remember("b", past(noted=1))
     assert memory.recall("a", now=REMEMBERED_SECONDS + 0.5) is None
     memory.remember("c", past(noted=REMEMBERED_SECONDS + 2))
-    assert len(memory) == 1, "the old one takes no room"
+    assert len(memory.past) == 1, "the old one takes no room"

@@ -111,7 +111,7 @@ def test_a_batch_that_is_not_requeued_leaves_no_suspect(
     late.send_fresh(10)
     late.lose()
     assert requeue_lines(caplog) == []
-    assert not late.strategy.redeliveries
+    assert not late.strategy.redeliveries.remembered
 
 
 def test_what_the_body_requeues_is_no_suspect(late: Redelivering) -> None:
