@@ -173,6 +173,14 @@ class MemberRequest(_Request):
         return bool(self.delivery_info.get("redelivered"))
 
     @property
+    def is_retried_when_lost(self) -> bool:
+        """Whether Celery 5.7 and newer send it again if its process is lost."""
+        most = self.task.max_retries
+        return bool(getattr(self.task, "retry_on_worker_lost", False)) and (
+            most is None or self._context.retries < most
+        )
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether Celery has cancelled this request, on a stop or a lost connection."""
         return self._already_cancelled

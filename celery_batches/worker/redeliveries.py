@@ -6,7 +6,8 @@ RabbitMQ counts deliveries from quorum queues in a header, and most brokers flag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import RLock
 from time import monotonic
 from typing import Any
@@ -16,13 +17,13 @@ from celery.utils.log import get_logger
 from ..core.suspects import Memory, Past, batch_size, level_after_loss, level_of
 from .member_request import MemberRequest
 
-__all__ = ("Redeliveries", "suspect_requeued")
+__all__ = ("Redeliveries", "suspecting")
 
 logger = get_logger(__name__)
 
 SUSPECTS = (
-    "Task %s: %d requests were requeued, since their batch has lost its process or reached its "
-    "time limit. They run again in batches of at most %d, so that a call that does this runs alone."
+    "Task %s: %d requests run again, since their batch has lost its process or reached its time "
+    "limit. They run in batches of at most %d, so that a call that does this is alone in the end."
 )
 
 #: RabbitMQ's count of the failed deliveries of a message, in quorum queues. Before 4.3, it counts
@@ -52,29 +53,27 @@ class Redeliveries:
         self._lock = RLock()
 
     def remember(self, request: MemberRequest, *, arrival: float | None = None) -> None:
-        """Remember a request that goes back to the broker and is no suspect for that.
+        """Remember a request that goes back to the broker, with its level.
 
         Arguments:
             request: The request.
             arrival: When it was buffered, if it still was.
         """
-        self._note(request, request.suspect_level, arrival)
+        past = Past(request.suspect_level, _deliveries(request) or 0, arrival, noted=monotonic())
+        with self._lock:
+            self._memory.remember(request.id, past)
 
-    def suspect(self, requests: Sequence[MemberRequest], *, size: int, flush_every: int) -> None:
-        """Have requests of a lost batch run again in smaller batches, if their task acks late.
+    def note_loss(self, requests: Sequence[MemberRequest], *, at_most: int) -> None:
+        """Log how many requests of a lost batch run again, and remember those that are retried.
 
         Arguments:
-            requests: Those that were requeued.
-            size: The number of requests in the lost batch.
-            flush_every: The number of requests in a full batch.
+            requests: Those that run again.
+            at_most: The most requests in their next batch.
         """
-        lowest = None
         for request in requests:
-            level = level_after_loss(request.suspect_level, size=size, flush_every=flush_every)
-            self._note(request, level, None)
-            lowest = level if lowest is None else min(lowest, level)
-        if lowest is not None:
-            at_most = batch_size(lowest, flush_every)
+            if not request.is_requeued:  # A retry is a new message, with the same id.
+                self.remember(request)
+        if requests:
             logger.warning(SUSPECTS, self._task_name, len(requests), at_most)
 
     def recall(self, request: MemberRequest, *, acks_late: bool, now: float) -> float | None:
@@ -83,7 +82,7 @@ class Redeliveries:
         Arguments:
             request: The request.
             acks_late: Whether its message is acknowledged after it has run. Otherwise a redelivered
-                request has not run, and is no suspect.
+                request has not run, and other workers have not lost it.
             now: The time.
 
         Returns:
@@ -92,28 +91,38 @@ class Redeliveries:
         """
         with self._lock:
             past = self._memory.recall(request.id, now=now)
-        if past is None and not request.is_redelivered:
+        is_redelivered = request.is_redelivered
+        if past is None and not is_redelivered:
             return None
-        if acks_late:
-            request.suspect_level = level_of(
-                past, deliveries=_deliveries(request), is_redelivered=request.is_redelivered
-            )
+        request.suspect_level = level_of(
+            past,
+            deliveries=_deliveries(request) if acks_late else None,
+            is_redelivered=is_redelivered and acks_late,
+        )
         return now if past is None or past.arrival is None else past.arrival
 
-    def _note(self, request: MemberRequest, level: int, arrival: float | None) -> None:
-        past = Past(level, _deliveries(request) or 0, arrival, noted=monotonic())
-        with self._lock:
-            self._memory.remember(request.id, past)
 
+@contextmanager
+def suspecting(requests: Sequence[MemberRequest], *, is_lost: bool) -> Iterator[None]:
+    """Have those requests of a batch that are requeued or retried meanwhile run in smaller ones.
 
-def suspect_requeued(requests: Sequence[MemberRequest]) -> None:
-    """Have those requests of a lost batch that were requeued run again in smaller batches."""
-    requeued = [request for request in requests if request.is_requeued]
-    strategy = requeued[0].strategy if requeued else None
-    if strategy is not None:
-        strategy.redeliveries.suspect(
-            requeued, size=len(requests), flush_every=strategy.options.limits.flush_every
-        )
+    Arguments:
+        requests: The requests of the batch.
+        is_lost: Whether the batch has lost its process. Otherwise it has reached a time limit.
+    """
+    strategy = requests[0].strategy if requests else None
+    if strategy is None:
+        yield
+        return
+    size, flush_every = len(requests), strategy.options.limits.flush_every
+    # Before they are requeued, since they may come again before the last one is.
+    for request in requests:
+        level = level_after_loss(request.suspect_level, size=size, flush_every=flush_every)
+        request.suspect_level = level
+    yield
+    again = [r for r in requests if r.is_requeued or (is_lost and r.is_retried_when_lost)]
+    lowest = min((request.suspect_level for request in again), default=0)
+    strategy.redeliveries.note_loss(again, at_most=batch_size(lowest, flush_every))
 
 
 def _deliveries(request: MemberRequest) -> int | None:

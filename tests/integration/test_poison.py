@@ -36,7 +36,7 @@ def wait_for_runs(site, count):
 
 def requeues_in(worker):
     """The size of the next batches in each line of the log about a requeue."""
-    part = "They run again in batches of at most "
+    part = "They run in batches of at most "
     return [int(line.split(part)[1].split(",")[0]) for line in worker.log.items if part in line]
 
 

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from celery import Task
 from celery.exceptions import TimeLimitExceeded
 
 from celery_batches.worker.redeliveries import ACQUIRED_COUNT
@@ -22,7 +23,7 @@ def late(app: Any, clock: Clock) -> Redelivering:
 
 def requeue_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     lines = [record.getMessage() for record in caplog.records]
-    return [line for line in lines if "were requeued" in line]
+    return [line for line in lines if "requests run again" in line]
 
 
 def test_a_lost_batch_comes_again_in_smaller_ones(
@@ -33,7 +34,7 @@ def test_a_lost_batch_comes_again_in_smaller_ones(
     with caplog.at_level(logging.INFO):
         late.lose()
     (line,) = requeue_lines(caplog)
-    assert line.startswith(f"Task {late.task.name}: 10 requests were requeued, ")
+    assert line.startswith(f"Task {late.task.name}: 10 requests run again, ")
     assert "in batches of at most 4," in line
     late.send_again(*range(10))
     assert late.batches[1:] == [
@@ -127,6 +128,40 @@ def test_with_early_acknowledgement_a_redelivered_call_has_not_run(app: Any, clo
     early = Redelivering(app, clock, acks_late=False, reject_on_worker_lost=None)
     early.send_again(*range(10), deliveries=5)
     assert early.sizes == [10]
+
+
+@pytest.mark.skipif(
+    not hasattr(Task, "retry_on_worker_lost"), reason="this Celery has no such option"
+)
+@pytest.mark.parametrize("acks_late", [True, False])
+def test_retries_of_a_lost_batch_are_suspects(
+    app: Any, clock: Clock, acks_late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are new messages, which no broker has delivered before."""
+    options = {"reject_on_worker_lost": False, "retry_on_worker_lost": True, "max_retries": 3}
+    late = Redelivering(app, clock, acks_late=acks_late, **options)
+    late.send_fresh(10)
+    late.lose()
+    late.send_again(*range(10), flag=False)
+    assert late.sizes == [10, 4, 4]
+    late.send_again(*range(20, 28), flag=False, retries=3)
+    late.send_again(28, 29, flag=False, retries=2)
+    assert late.sizes == [10, 4, 4, 10]
+    caplog.clear()
+    late.lose()
+    (line,) = requeue_lines(caplog)
+    assert ": 2 requests run again" in line, "the others have no retry left"
+
+
+def test_levels_are_known_before_the_first_comes_again(late: Redelivering) -> None:
+    """Without an event loop, another thread may receive it while its neighbours are requeued."""
+    late.send_fresh(10)
+    job = late.consumer.sent[0]
+    first, last = job.requests[0], job.requests[-1]
+    last.on_failure = lambda *_, **__: late.send_again(0, 1, 2, 3)  # In between.
+    late.lose()
+    assert first.is_requeued
+    assert late.sizes == [10, 4]
 
 
 @pytest.mark.parametrize(
