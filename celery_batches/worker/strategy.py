@@ -151,7 +151,7 @@ class BatchStrategy:
         limits = self.options.read()  # Outside of the lock, since a property runs code of the user.
         if limits is not self._pending.limits:
             self._change(limits)
-        may_be_known = bool(self._remembered or request.delivery_info["redelivered"])
+        may_be_known = bool(self._remembered or request.delivery_info.get("redelivered"))
         acks_late = may_be_known and bool(self.task.acks_late)
         with self._lock:
             is_over = self._is_over
