@@ -39,13 +39,9 @@ class Redeliveries:
     """Remembers requests that were given back to the broker, for all connections of a task.
 
     Any thread may call it, also while its own thread holds the lock of a strategy.
-
-    Arguments:
-        task_name: The name of the batch task.
     """
 
-    def __init__(self, task_name: str) -> None:
-        self._task_name = task_name
+    def __init__(self) -> None:
         self._memory = Memory()
         #: What is remembered, by the id of the request. It is always the same object.
         self.remembered: Mapping[str, Past] = self._memory.past
@@ -62,19 +58,6 @@ class Redeliveries:
         past = Past(request.suspect_level, _deliveries(request) or 0, arrival, noted=monotonic())
         with self._lock:
             self._memory.remember(request.id, past)
-
-    def note_loss(self, requests: Sequence[MemberRequest], *, at_most: int) -> None:
-        """Log how many requests of a lost batch run again, and remember those that are retried.
-
-        Arguments:
-            requests: Those that run again.
-            at_most: The most requests in their next batch.
-        """
-        for request in requests:
-            if not request.is_requeued:  # A retry is a new message, with the same id.
-                self.remember(request)
-        if requests:
-            logger.warning(SUSPECTS, self._task_name, len(requests), at_most)
 
     def recall(self, request: MemberRequest, *, acks_late: bool, now: float) -> float | None:
         """Set the level of a request that was delivered, and forget what is remembered of it.
@@ -121,8 +104,12 @@ def suspecting(requests: Sequence[MemberRequest], *, is_lost: bool) -> Iterator[
         request.suspect_level = level
     yield
     again = [r for r in requests if r.is_requeued or (is_lost and r.is_retried_when_lost)]
-    lowest = min((request.suspect_level for request in again), default=0)
-    strategy.redeliveries.note_loss(again, at_most=batch_size(lowest, flush_every))
+    for request in again:
+        if not request.is_requeued:  # A retry is a new message, with the same id.
+            strategy.redeliveries.remember(request)
+    if again and size > 1:
+        at_most = batch_size(min(request.suspect_level for request in again), flush_every)
+        logger.warning(SUSPECTS, strategy.task.name, len(again), at_most)
 
 
 def _deliveries(request: MemberRequest) -> int | None:

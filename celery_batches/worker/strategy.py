@@ -83,7 +83,7 @@ class BatchStrategy:
             task, consumer, self, None if old is None else old.sender
         )
         #: Shared with the next strategy: the broker redelivers what a lost connection had.
-        self.redeliveries: Redeliveries = old.redeliveries if old else Redeliveries(task.name)
+        self.redeliveries: Redeliveries = old.redeliveries if old else Redeliveries()
         self._remembered = self.redeliveries.remembered
         self._lock = Lock()
         self._pending = PendingRequests(

@@ -45,7 +45,9 @@ def test_a_lost_batch_comes_again_in_smaller_ones(
     assert late.batches[3:] == [("interval", ["id-8", "id-9"])]
 
 
-def test_after_three_losses_a_call_is_alone(late: Redelivering) -> None:
+def test_after_three_losses_a_call_is_alone(
+    late: Redelivering, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever a broker says: this worker knows."""
     late.send_fresh(10)
     late.lose()
@@ -56,7 +58,9 @@ def test_after_three_losses_a_call_is_alone(late: Redelivering) -> None:
     late.lose()
     late.send_again(2, 3)
     assert late.batches[4:] == [("size", ["id-2"]), ("size", ["id-3"])]
+    assert len(requeue_lines(caplog)) == 3
     late.lose()
+    assert len(requeue_lines(caplog)) == 3, "there is nothing to say of one that was alone"
     late.send_again(3)
     assert late.batches[6:] == [("size", ["id-3"])]
 
