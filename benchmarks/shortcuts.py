@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "amqp_reader": ("rabbitmq-base",),
     "amqp_acks": ("rabbitmq-base",),
     "amqp_frames": ("rabbitmq-base", "rabbitmq-outstanding"),
+    "amqp_nack": ("rabbitmq-base",),
     "amqp_prefetch": ("rabbitmq-base",),
     "redis_acks": ("redis-base",),
     "bulk_results": ("redis-results",),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Generic, Literal, TypeVar, overload
 
 __all__ = ("Batch", "Buffer", "Limits", "Trigger")
@@ -68,7 +70,7 @@ class Buffer(Generic[T]):
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._items: list[T] = []
-        #: The arrival time of each item.
+        #: The arrival time of each item, the oldest first.
         self._arrivals: list[float] = []
 
     def __len__(self) -> int:
@@ -80,14 +82,38 @@ class Buffer(Generic[T]):
         return len(self._items) >= self.limits.flush_every
 
     @property
+    def oldest(self) -> float:
+        """The arrival time of the oldest item. Infinite if there is none."""
+        return self._arrivals[0] if self._arrivals else inf
+
+    @property
     def next_wakeup(self) -> float | None:
         """The time at which `poll` returns a batch, or None while the buffer is empty."""
         return self._arrivals[0] + self.limits.flush_interval if self._arrivals else None
 
+    def is_due(self, *, now: float) -> bool:
+        """Whether the oldest item has waited `flush_interval`."""
+        wakeup = self.next_wakeup
+        return wakeup is not None and wakeup <= now
+
     def add(self, item: T, *, now: float) -> bool:
-        """Add an item, and return whether there are enough for a full batch."""
+        """Add an item that has just arrived, and return whether there are enough for a full batch.
+
+        ``now`` must not be before the arrival of any item that is buffered: see `insert`.
+        """
         self._items.append(item)
         self._arrivals.append(now)
+        return len(self._items) >= self.limits.flush_every
+
+    def insert(self, item: T, *, arrival: float) -> bool:
+        """Add an item that has arrived before, at its place among the items.
+
+        Returns:
+            Whether there are enough items for a full batch.
+        """
+        place = bisect_right(self._arrivals, arrival)
+        self._items.insert(place, item)
+        self._arrivals.insert(place, arrival)
         return len(self._items) >= self.limits.flush_every
 
     def take_full(self) -> Batch[T] | None:
@@ -96,8 +122,7 @@ class Buffer(Generic[T]):
 
     def poll(self, *, now: float) -> list[Batch[T]]:
         """Return all items as batches if the oldest has waited `flush_interval`, else nothing."""
-        wakeup = self.next_wakeup
-        return self.drain("interval") if wakeup is not None and wakeup <= now else []
+        return self.drain("interval") if self.is_due(now=now) else []
 
     def drain(self, trigger: Trigger = "shutdown") -> list[Batch[T]]:
         """Empty the buffer and return its items as batches to run."""
@@ -106,10 +131,14 @@ class Buffer(Generic[T]):
             batches.append(self._emit("size" if self.is_full else trigger))
         return batches
 
-    def discard(self) -> list[T]:
-        """Empty the buffer and return its items, which will not run in this worker."""
-        items, self._items, self._arrivals = self._items, [], []
-        return items
+    def discard(self) -> list[tuple[float, T]]:
+        """Empty the buffer and return its items, which do not run from here, with their arrivals.
+
+        They are in the order of their arrival.
+        """
+        items, arrivals = self._items, self._arrivals
+        self._items, self._arrivals = [], []
+        return list(zip(arrivals, items, strict=True))
 
     def _emit(self, trigger: Trigger) -> Batch[T]:
         """Return the oldest items as a batch of at most `flush_every`."""

@@ -16,6 +16,7 @@ SETTING = "batches_shortcuts"
 Shortcut = Literal[
     "amqp_acks",
     "amqp_frames",
+    "amqp_nack",
     "amqp_prefetch",
     "amqp_reader",
     "bulk_results",

@@ -26,23 +26,34 @@ class BatchAllowance:
         flush_every: The number of messages in a full batch.
     """
 
-    __slots__ = ("_consumer", "_flush_every", "_messages", "_prefetch", "_static", "ahead_until")
+    __slots__ = (
+        "_consumer",
+        "_flush_every",
+        "_held",
+        "_messages",
+        "_prefetch",
+        "_static",
+        "ahead_until",
+    )
 
     def __init__(self, consumer: Consumer, flush_every: int) -> None:
         self._consumer = consumer
         self._flush_every = flush_every
         self._prefetch: Prefetch | None = None
         self._messages = 0
+        #: The messages for batches of suspects, and the counter that has them.
+        self._held: tuple[Prefetch | None, int] = (None, 0)
         #: The messages that the broker was asked for once, where it cannot be asked again.
         self._static: int | None = None
         #: The end of the read-ahead, or None while there is none.
         self.ahead_until: float | None = None
 
-    def open(self, batches: int = 1) -> None:
+    def open(self, batches: int = 1, *, more: int = 0) -> None:
         """Let the broker deliver a batch, unless it may already.
 
         Arguments:
             batches: The number of batches: more than one where the broker cannot be asked again.
+            more: The number of messages beside them.
         """
         if batches > 1:
             self._static = 0
@@ -50,10 +61,27 @@ class BatchAllowance:
         if self._prefetch is None and self._flush_every > 1:
             self._prefetch = prefetch_of(self._consumer)
             if self._prefetch is not None:
-                self._messages = self._flush_every * batches
+                self._messages = self._flush_every * batches + more
                 self._prefetch.make_room(self._messages)
                 if batches > 1:
                     self._static = self._messages
+
+    def hold(self, messages: int, *, at_least: bool = False) -> None:
+        """Let the broker deliver that many messages for batches of suspects, on top of a batch.
+
+        Where the broker cannot be asked again, `open` has asked for them.
+
+        Arguments:
+            messages: The number of messages. 0 withdraws them.
+            at_least: Whether more than that may stay, so that the count changes less often.
+        """
+        prefetch, held = self._held
+        if messages == held or (at_least and messages < held) or self._static is not None:
+            return
+        prefetch = prefetch or prefetch_of(self._consumer)
+        if prefetch is not None:
+            prefetch.make_room(messages - held)
+            self._held = (prefetch, messages) if messages else (None, 0)
 
     def resize(self, flush_every: int) -> None:
         """Change the number of messages in a full batch.
@@ -96,7 +124,7 @@ class BatchAllowance:
             self._prefetch.expect_no_more(self._flush_every)
 
     def close(self) -> None:
-        """Withdraw the allowance, if there is one."""
+        """Withdraw the allowance for a batch, if there is one."""
         self.stop_read_ahead()
         prefetch, self._prefetch = self._prefetch, None
         if prefetch is not None:

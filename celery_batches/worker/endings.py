@@ -31,6 +31,7 @@ from ..errors import UnstoredFailure, error_info, exception_of
 from .acks import collect_acks
 from .member_request import MemberRequest, notify
 from .prefetch import Charge
+from .redeliveries import suspecting
 
 if TYPE_CHECKING:
     from ..task import Batches
@@ -111,17 +112,20 @@ class BatchEndings:
             self._on_terminated()
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             lost = WorkerLostError(f"Worker exited prematurely: {exc!r}.")
-            self._on_lost(error_info(lost), self.requests)
+            with suspecting(self.requests, is_lost=True):
+                self._on_lost(error_info(lost), self.requests)
         elif isinstance(exc, TimeLimitExceeded):
             # The pool calls `on_timeout` next, which does the rest.
-            self._notify_each(
-                lambda request: request.on_failure(
-                    exc_info, send_failed_event=not TIMEOUT_IS_FAILURE, return_ok=True
+            with suspecting(self.requests, is_lost=False):
+                self._notify_each(
+                    lambda request: request.on_failure(
+                        exc_info, send_failed_event=not TIMEOUT_IS_FAILURE, return_ok=True
+                    )
                 )
-            )
             return
         elif isinstance(exc, WorkerLostError):
-            self._on_lost(exc_info, self.requests)
+            with suspecting(self.requests, is_lost=True):
+                self._on_lost(exc_info, self.requests)
         else:
             self._notify_each(lambda request: request.on_failure(exc_info))
         self._finish()

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         message: Message
         eta: datetime
         acknowledged: bool
+        delivery_info: Mapping[str, Any]
         time_limits: Any
         time_start: float | None
         on_reject: Any
@@ -102,6 +103,10 @@ class MemberRequest(_Request):
     is_left_out: bool = False
     #: The strategy that has buffered this request.
     strategy: BatchStrategy | None = None
+    #: 0, or more if it may cost its batch the process, and runs in a smaller one.
+    suspect_level: int = 0
+    #: Whether its message was requeued.
+    is_requeued: bool = False
     #: The signals that the members of its batch have sent. All members share one log.
     signalled: SignalLog | None = None
     #: Its batch after its greenlet was killed, since Celery still has to terminate this request.
@@ -114,6 +119,13 @@ class MemberRequest(_Request):
     def cancel(self, pool: TerminatingPool, signal: Any = None, **options: Any) -> Any:
         """End this request, because the worker stops or has lost its connection."""
         return super().cancel(_Once(self, pool), signal, **options)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject or requeue the message. The worker knows a requeued one when it comes again."""
+        if requeue and not self.acknowledged and self.strategy is not None:
+            self.is_requeued = True
+            self.strategy.redeliveries.remember(self)
+        super().reject(requeue=requeue)
 
     def terminate_with(self, job: ref[BatchEndings]) -> None:
         """Have Celery call ``terminate`` of the batch after it has terminated or cancelled this."""
@@ -156,6 +168,19 @@ class MemberRequest(_Request):
         reason.__cause__ = exc
         self.reject(requeue=False)
         self.on_failure(error_info(reason))  # Celery logs the error.
+
+    @property
+    def is_redelivered(self) -> bool:
+        """Whether the broker says that it has delivered the message before."""
+        return bool(self.delivery_info.get("redelivered"))
+
+    @property
+    def is_retried_when_lost(self) -> bool:
+        """Whether Celery 5.7 and newer send it again if its process is lost."""
+        most = self.task.max_retries
+        return bool(getattr(self.task, "retry_on_worker_lost", False)) and (
+            most is None or self._context.retries < most
+        )
 
     @property
     def is_cancelled(self) -> bool:

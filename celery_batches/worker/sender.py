@@ -13,7 +13,6 @@ from weakref import WeakValueDictionary
 
 from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
-from celery.worker import state as worker_state
 
 from ..core.buffer import Batch
 from .accounting import Accounts
@@ -147,12 +146,15 @@ class BatchSender:
                 self._release_job(job)
 
     def _release_job(self, job: BatchJob) -> None:
-        ours = []
-        for request in job.withdraw():
+        ours, withdrawn = [], job.withdraw()
+        for request in job.requests:
+            # It runs on. That its message comes again is not for a lost process.
+            self._strategy.redeliveries.remember(request)
+        for request in withdrawn:
             if request.is_left_out:
                 ours.append(request)
             else:
-                worker_state.task_ready(request)
+                self._strategy.release(request)
         if ours:
             self.accounts.unclaim(ours)
             self._send(ours, job.body_args)

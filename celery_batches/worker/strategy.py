@@ -31,6 +31,7 @@ from kombu import Message
 
 from ..core.buffer import Limits
 from ..core.shortcuts import enabled_shortcuts
+from ..transports.amqp_nack import nack_on_reject
 from ..transports.consumer_timeout import warn_of_consumer_timeout
 from ..transports.visibility import warn_of_visibility_timeout
 from .acks import DeferredAck, LeanPromise
@@ -41,6 +42,7 @@ from .interfaces import Consumer
 from .member_request import MemberRequest, member_class
 from .pending import PendingRequests
 from .prefetch import warn_of_prefetch_limit
+from .redeliveries import Redeliveries
 from .sender import BatchSender
 
 if TYPE_CHECKING:
@@ -76,15 +78,21 @@ class BatchStrategy:
         self._deferred_ack = (
             DeferredAck.with_shortcuts(shortcuts) if "lean_promises" in shortcuts else None
         )
+        self._nacks = "amqp_nack" in shortcuts
         self.options: FlushOptions = FlushOptions(task, None if old is None else old.options)
         self.sender: BatchSender = BatchSender(
             task, consumer, self, None if old is None else old.sender
         )
+        #: Shared with the next strategy: the broker redelivers what a lost connection had.
+        self.redeliveries: Redeliveries = old.redeliveries if old else Redeliveries()
+        self._remembered = self.redeliveries.remembered
         self._lock = Lock()
         self._pending = PendingRequests(
             consumer, task.name, self.options.limits, on_wakeup=self._on_timer
         )
         self._reserved = 0
+        # Read here, since a property runs code of the user.
+        self._may_suspect = bool(task.acks_late)
         self._retired = False
         self._requeues = False
         #: The strategy that has taken over the buffer, if the connection is still open.
@@ -106,7 +114,7 @@ class BatchStrategy:
     def reserve(self, batches: int) -> None:
         """Let the broker deliver that many batches, where it cannot be asked again."""
         self._reserved = batches
-        self._pending.reserve(batches)
+        self._pending.reserve(batches, suspects=self._may_suspect)
 
     def on_message(
         self,
@@ -144,11 +152,19 @@ class BatchStrategy:
         limits = self.options.read()  # Outside of the lock, since a property runs code of the user.
         if limits is not self._pending.limits:
             self._change(limits)
+        may_be_known = bool(self._remembered or request.delivery_info.get("redelivered"))
+        acks_late = may_be_known and bool(self.task.acks_late)
         with self._lock:
             is_over = self._is_over
             if not is_over:
                 request.strategy = self
-                batches = self._pending.add(request, now=monotonic())
+                now, arrival = monotonic(), None
+                if may_be_known:
+                    arrival = self.redeliveries.recall(request, acks_late=acks_late, now=now)
+                if arrival is None:
+                    batches = self._pending.add(request, now=now)
+                else:
+                    batches = self._pending.add_again(request, arrival=arrival, now=now)
         if not is_over:
             for batch in batches:
                 self.sender.flush(batch)
@@ -169,7 +185,7 @@ class BatchStrategy:
         """Use these limits from now on, since an option of the task has changed."""
         with self._lock:
             if not self._retired:
-                self._pending.change(limits)
+                self._pending.change(limits, now=monotonic())
         self.warn_of_broker_limits()
 
     def warn_of_broker_limits(self) -> None:
@@ -202,11 +218,11 @@ class BatchStrategy:
                 to.sender.share_jobs(self.sender)
                 to._take_over(self._close(successor=to), self._reserved)
 
-    def _take_over(self, requests: Sequence[MemberRequest], reserved: int) -> None:
+    def _take_over(self, requests: Sequence[tuple[float, MemberRequest]], reserved: int) -> None:
         """Buffer the requests of another strategy. Called under the lock."""
         if reserved:
             self.reserve(reserved)
-        for request in requests:
+        for _, request in requests:
             request.strategy = self
         # The timer sends full batches. Celery does not have this strategy yet, and sending may
         # block.
@@ -226,12 +242,12 @@ class BatchStrategy:
             self._requeues = requeue
             requests = [] if self._retired else self._close()
         # The newest first, so that the broker redelivers the oldest first.
-        for request in reversed(requests):
-            self.release(request)
-        return requests
+        for arrival, request in reversed(requests):
+            self.release(request, arrival=arrival)
+        return [request for _, request in requests]
 
-    def _close(self, successor: BatchStrategy | None = None) -> list[MemberRequest]:
-        """Close and empty the buffer, and return its requests. Called under the lock."""
+    def _close(self, successor: BatchStrategy | None = None) -> list[tuple[float, MemberRequest]]:
+        """Close the buffer, and return its requests with their arrivals. Called under the lock."""
         self._successor = successor
         # Set last, since other threads read it without the lock before they read the successor.
         self._retired = True
@@ -251,10 +267,18 @@ class BatchStrategy:
             strategy = strategy._successor
         return None
 
-    def release(self, request: MemberRequest) -> None:
-        """Release a request, so that the broker redelivers it."""
+    def release(self, request: MemberRequest, *, arrival: float | None = None) -> None:
+        """Release a request, so that the broker redelivers it.
+
+        Arguments:
+            request: The request.
+            arrival: When it was buffered, if it still was.
+        """
         worker_state.task_ready(request)
+        self.redeliveries.remember(request, arrival=arrival)
         if self._requeues:
+            if self._nacks:
+                nack_on_reject(request.message)
             # Reject directly, since the event loop that would do it has ended.
             request.on_reject = request.message.reject_log_error
             request.reject(requeue=True)

@@ -209,14 +209,16 @@ def test_another_worker_runs_what_was_only_buffered(broker, scene):
             with scene.open("go"):
                 scene.ended(worker, 0)
         with scene.site.worker() as other:
-            scene.send("late", "batch", "third", 1, None)
-            scene.reports.expect("ack", 3 if broker.startswith("amqp") else 6)
+            # What comes again may have cost a process, for all that this worker knows: it runs
+            # beside what is new.
+            scene.send("late", "batch", "new", 3, None)
+            scene.reports.expect("ack", 5 if broker.startswith("amqp") else 8)
             scene.site.wait_until_active(other, 0)
         if broker.startswith("amqp"):
             with scene.open("go"):
                 scene.ended(worker, 0)
-    assert scene.of("run") == scene.of("ack") == scene.at("running", "buffered", "third")
-    assert len(scene.reports.of("run")) == 2
+    assert scene.of("run") == scene.of("ack") == scene.at("running", "buffered", "new")
+    assert len(scene.reports.of("run")) == 3
     # The first worker has not had them back.
     assert scene.of("received") == sorted([*scene.calls, *scene.at("buffered")])
     assert scene.site.messages_left() == 0

@@ -20,6 +20,6 @@ def test_a_setting_that_makes_no_sense_stops_the_worker(redis_url, deploy, capsy
     (line,) = [line for line in log.splitlines() if line.startswith(said)]
     known = line.partition("names: ")[2].split(", ")
     assert known == [
-        *("amqp_acks", "amqp_frames", "amqp_prefetch", "amqp_reader"),
+        *("amqp_acks", "amqp_frames", "amqp_nack", "amqp_prefetch", "amqp_reader"),
         *("bulk_results", "lean_promises", "redis_acks"),
     ]

@@ -20,7 +20,8 @@ class Clock:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Have the strategies go by this clock."""
-        patch.setattr("celery_batches.worker.strategy.monotonic", self)
+        for module in ("strategy", "redeliveries"):
+            patch.setattr(f"celery_batches.worker.{module}.monotonic", self)
 
 
 @dataclass(eq=False)

@@ -26,7 +26,7 @@ def check_each_point(
     assert len(wakeups) <= 1, "two timers"
     # Nothing here may call what is traced: that has points of its own.
     pending = strategy._pending
-    if strategy._lock.is_held or not pending._buffer:  # type: ignore[attr-defined]  # A stepped lock.
+    if strategy._lock.is_held or not any(pending._buffers):  # type: ignore[attr-defined]  # A stepped lock.
         return
     coming = [entry for entry in in_flight if entry.fun == strategy._on_timer]
     assert any(entry.args[0] == strategy._pending.timer.wakeup for entry in wakeups + coming), (

@@ -136,7 +136,13 @@ class InProcessWorker:
     @property
     def buffered(self) -> list[Request]:
         strategies = [strategy_of(self.consumer, name) for name in self.consumer.strategies]
-        return [request for s in strategies if s for request in s._pending._buffer._items]
+        return [
+            request
+            for s in strategies
+            if s
+            for buffer in s._pending._buffers
+            for request in buffer._items
+        ]
 
     def finish(self) -> None:
         """Let all that is left happen."""

@@ -111,7 +111,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def discard(self) -> None:
-        items = self.buffer.discard()
+        items = [item for _, item in self.buffer.discard()]
         assert items == [item for item, _ in self.model]
         self.discarded += items
         self.model = []
@@ -227,11 +227,32 @@ def test_drain_says_shutdown_by_itself() -> None:
     assert buffer.next_wakeup is None
 
 
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9))), LIMITS)
+def test_an_item_that_has_arrived_before_takes_its_place(
+    steps: list[tuple[bool, int]], limits: Limits
+) -> None:
+    """The order is that of the arrivals, and the wait counts from the first of them."""
+    buffer: Buffer[int] = Buffer(limits)
+    model: list[tuple[float, int]] = []
+    for item, (is_again, before) in enumerate(steps):
+        now = float(item)
+        arrival = now - before if is_again else now
+        model.append((arrival, item))
+        add = buffer.insert(item, arrival=now - before) if is_again else buffer.add(item, now=now)
+        assert add == buffer.is_full == (len(model) >= limits.flush_every)
+        oldest = min(at for at, _ in model)
+        assert buffer.oldest == oldest
+        assert buffer.next_wakeup == oldest + limits.flush_interval
+        assert buffer.is_due(now=now) == (oldest + limits.flush_interval <= now)
+    assert buffer.discard() == sorted(model)
+    assert buffer.oldest == float("inf")
+
+
 def test_discard_forgets() -> None:
     """What is discarded is returned, and never comes out of the buffer again."""
     buffer: Buffer[str] = Buffer(Limits(9, 10))
     buffer.add("a", now=0)
-    assert buffer.discard() == ["a"]
+    assert buffer.discard() == [(0, "a")]
     assert (buffer.discard(), buffer.drain(), buffer.poll(now=1e9)) == ([], [], [])
 
 

@@ -168,11 +168,12 @@ def test_a_look_up_that_fails_is_the_concern_of_one(tasks: Any, clock: Clock) ->
     tasks.backend.mark_as_done("bad", 1)
     with Problems() as problems:
         worker = InProcessWorker(tasks, clock, problems)
-        good = [deliver(worker, call("unit.late", f"id-{i}")) for i in range(3)]
+        good = [deliver(worker, call("unit.late", f"id-{i}"), again=True) for i in range(3)]
         sent = call("unit.late", "bad")
         sent.body = b'[[], {}, {"callbacks": 5, "errbacks": null, "chain": null, "chord": null}]'
         tag = deliver(worker, sent, again=True)
         worker.finish()
-        assert tasks.ran == [["id-0", "id-1", "id-2"]]
+        assert worker.batches == [good[:2], [good[2], tag]]
+        assert tasks.ran == [["id-0", "id-1"], ["id-2"]]
         assert [worker.channel.of(tag) for tag in [*good, tag]] == [["ack"]] * 4
         worker.assert_empty()

@@ -71,7 +71,7 @@ def deliver(app: Any, setting: Any) -> tuple[Any, Any, Any]:
         for call in (message.ack_log_error, message.reject_log_error)
     ]
     strategy(message, None, *given, [])
-    (request,) = strategy.__self__._pending._buffer.discard()
+    ((_, request),) = strategy.__self__._pending._buffer.discard()
     return request, *given
 
 
