@@ -29,6 +29,7 @@ from .log import log_batch
 from .marking import intercept_marks
 from .running import running
 from .settle import Applied, Report, Settlement
+from .soft_limit import SoftLimit
 from .store import deduplicates, record_if_done_before, started_state
 from .tracer import Tracer, build_batch_tracer
 
@@ -56,6 +57,8 @@ class BatchRun:
     #: Whether `run` raises an exception of the body.
     propagate: bool = False
 
+    #: Has the soft time limit interrupt the body only. The caller enters it.
+    soft_limit: SoftLimit = field(default_factory=SoftLimit)
     #: How the body has ended.
     end: BodyEnd = field(default_factory=BodyEnd)
     #: The exception with which the batch as a whole has failed.
@@ -169,7 +172,9 @@ class BatchRun:
         try:
             if self.task.track_started or "before_start" in self._handlers.names:
                 self._begin_all()
-            return body_of(self.task).call(*args, **kwargs) if self._members else None
+            if not self._members:
+                return None
+            return self.soft_limit.call(body_of(self.task).call, args, kwargs)
         finally:
             self.runtime = monotonic() - started
 
@@ -219,6 +224,7 @@ class BatchRun:
 
     def _apply_outcomes(self) -> None:
         """Apply the outcome of each request whose outcome is not applied yet."""
+        self.soft_limit.end()
         rest = self.requests[len(self.applied) :]
         recorded = [slot_of(request).close() for request in rest]
         settlement = Settlement(
