@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
+from celery.backends.base import DisabledBackend, KeyValueStoreBackend
 from celery.utils.log import get_logger
 
 from .state import copy_backend
@@ -51,7 +51,7 @@ def look_up_ends(backend: Backend, ids: Sequence[str]) -> Iterator[tuple[str, St
     A backend with keys and values is asked for many at a time. If the backend cannot be reached,
     the log has a warning, and nothing more is yielded.
     """
-    if not ids:
+    if not ids or isinstance(backend, DisabledBackend):
         return
     try:
         if backend.as_uri() == "rpc://":
@@ -59,8 +59,6 @@ def look_up_ends(backend: Backend, ids: Sequence[str]) -> Iterator[tuple[str, St
         lookup = _Lookup(backend)
         for start in range(0, len(ids), CHUNK):
             yield from lookup.ends(ids[start : start + CHUNK])
-    except NotImplementedError:
-        return  # No results are kept.
     except Exception as exc:
         logger.warning("Cannot look up the states of a batch: %s: %s", type(exc).__name__, exc)
 
@@ -92,8 +90,6 @@ class _Lookup:
         while True:
             try:
                 meta: dict[str, Any] = self._backend.get_task_meta(task_id, cache=False)
-            except NotImplementedError:
-                raise
             except Exception:
                 self._failed += 1
                 if self._failed >= MAX_ATTEMPTS:

@@ -26,19 +26,22 @@ def end_process(pid: int) -> None:
     if not _is_child(pid):
         return
     _send(pid, signal.SIGTERM)
-    if not wait_for_exit(pid, TERM_SECONDS):
+    if not _has_exited_within(pid, TERM_SECONDS):
         _send(pid, signal.SIGKILL)
-        wait_for_exit(pid, KILL_SECONDS)
+        _has_exited_within(pid, KILL_SECONDS)
 
 
-def wait_for_exit(pid: int, seconds: float) -> bool:
-    """Wait until a process of the pool has ended, and return whether it has.
+def wait_for_exit(pid: int, seconds: float) -> None:
+    """Wait until a process of the pool has ended, but not longer than so many seconds."""
+    if _is_child(pid):
+        _has_exited_within(pid, seconds)
 
-    Its status is left to the pool, which still signals this pid. It must not become that of another
-    process.
+
+def _has_exited_within(pid: int, seconds: float) -> bool:
+    """Wait for a child process. Its status is left to the pool.
+
+    The pool still sends signals to this pid, which must not be that of another process by then.
     """
-    if not _is_child(pid):
-        return True
     if not hasattr(os, "waitid"):  # macOS, before Python 3.13.
         sleep(seconds)
         return False

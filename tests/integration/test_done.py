@@ -1,10 +1,16 @@
 """What is done when its process ends hears of nothing else; the rest of its batch does."""
 
 import os
+import signal
 
 import pytest
 from celery import VERSION
-from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import (
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from celery.worker.request import Request
 
 KINDS = ["early", "late", "rejecting", "unacknowledging"]
@@ -28,15 +34,13 @@ def heard(site, call):
     return sorted(report.get("type", report["event"]) for report in reports)
 
 
-def runs(site):
-    return [report["ids"] for report in site.reports.of("run")]
-
-
 def everything_sent_has_run(site, worker):
-    site.wait_until_active(worker, 0)
+    """Wait for callbacks, and for a task that comes after them. What comes again may wait."""
+    site.wait_until_active(worker, 0, waiting=None)
+    ran = len(site.reports.of("last"))
     site.module.last.delay()
-    site.reports.expect("last")
-    site.wait_until_active(worker, 0)
+    site.reports.expect("last", ran + 1)
+    site.wait_until_active(worker, 0, waiting=None)
 
 
 @pytest.fixture
@@ -45,74 +49,143 @@ def site(deploy, broker, redis_url):
     return deploy("done_app", broker, redis_url)
 
 
-def expect_marked(site, calls, kind, *, also=()):
+def expect_marked(site, calls, kind):
     """The first three have ended as the body has marked them, and have heard of that only."""
     done, failed, also_done = calls[:3]
     for call in (done, also_done):
         assert call.get(timeout=30) == "done"
-        assert heard(site, call) == sorted(["ack", "link", "task-succeeded", *also])
+        assert heard(site, call) == ["ack", "link", "task-succeeded"]
     with pytest.raises(KeyError):
         failed.get(timeout=30)
-    ack = [] if kind == "unacknowledging" else ["ack"]
-    assert heard(site, failed) == sorted([*ack, "errback", "task-failed"])
+    expected = ["ack", "errback", "task-failed"]
+    if kind == "unacknowledging":
+        expected = ["errback", "task-failed", "task-rejected"]
+    assert heard(site, failed) == expected
 
 
-def expect_one_warning(worker, count, what):
-    (line,) = [line for line in worker.problems if "had ended before" in line]
-    assert f"{count} of 6 requests had ended before: {what}" in line
+def expect_settled(site, told, rest):
+    """The handler of the first has run when the end came. It is done, and the others are not."""
+    assert told.get(timeout=30) == "done"
+    assert heard(site, told) == ["ack", "link", "on_success", "task-succeeded"]
+    for call in rest:
+        assert "link" not in heard(site, call)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_hard_time_limit_fails_only_what_is_not_done(kind, site):
-    with site.worker() as worker:
-        calls = calls_of(site, site.module.limited[kind])
-        # Those that a time limit does not acknowledge run again, and are a part-filled batch.
-        rest = calls[3:] if kind != "unacknowledging" else []
-        for call in rest:
-            with pytest.raises(TimeLimitExceeded):
-                call.get(timeout=30)
-        worker.wait_for_log("had ended before")
+def expect_failed_once(site, calls, error):
+    for call in calls:
+        with pytest.raises(error):
+            call.get(timeout=30)
+        assert {"errback": 1, "link": 0}.items() <= counts(site, call).items()
+
+
+def counts(site, call):
+    said = heard(site, call)
+    return {what: said.count(what) for what in ("errback", "link", "task-failed")}
+
+
+def warnings(worker):
+    return [line for line in worker.text.splitlines() if "had ended before" in line]
+
+
+@pytest.mark.parametrize("name", ["limited", "settled"])
+def test_the_hard_time_limit_fails_only_what_is_not_done(name, site):
+    """It strikes in the body, which has marked three, or in the handler of the first of six."""
+    with site.worker(concurrency=4) as worker:
+        batches = {kind: calls_of(site, getattr(site.module, name)[kind]) for kind in KINDS}
+        worker.wait_for_log("had ended before", 4)
         everything_sent_has_run(site, worker)
-        expect_marked(site, calls, kind)
-        expect_one_warning(worker, 3, "TimeLimitExceeded(1.5)")
-        for call in rest:
-            assert heard(site, call).count("errback") == 1
-            assert heard(site, call).count("task-failed") == 1
-    assert site.messages_left() == len(calls[3:]) - len(rest)
+    for kind, calls in batches.items():
+        if name == "limited":
+            expect_marked(site, calls, kind)
+        else:
+            expect_settled(site, calls[0], calls[1:])
+        rest = calls[3:] if name == "limited" else calls[1:]
+        if kind != "unacknowledging":
+            expect_failed_once(site, rest, TimeLimitExceeded)
+    count = 3 if name == "limited" else 1
+    assert len(warnings(worker)) == 4
+    assert all(f": {count} of 6 requests had ended before" in line for line in warnings(worker))
+    # As an ordinary task, what a time limit does not acknowledge runs again.
+    assert site.messages_left() == 6 - count
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_hard_time_limit_fails_only_what_is_not_settled(kind, site):
-    """It strikes while the second of six is told: the rest of them are not."""
-    with site.worker() as worker:
-        calls = calls_of(site, site.module.settled[kind])
-        worker.wait_for_log("had ended before")
+def test_a_lost_process_fails_only_what_is_not_done(site):
+    gate = site.directory / "die"
+    os.mkfifo(gate)
+    with site.worker(concurrency=8) as worker:
+        twins = {kind: calls_of(site, site.module.plain_killed[kind], 1)[0] for kind in KINDS}
+        batches = {kind: calls_of(site, site.module.killed[kind]) for kind in KINDS}
+        # Without that, Celery may give what they ran to other processes.
+        site.wait_until_active(worker, 4 + 24, waiting=None)
+        gate.write_text("now")
+        worker.wait_for_log("1 of 6 requests had ended before", 4)
         everything_sent_has_run(site, worker)
-        told, *rest = calls
-        assert told.get(timeout=30) == "done"
-        assert heard(site, told) == ["ack", "link", "on_success", "task-succeeded"]
-        for call in rest:
-            assert "link" not in heard(site, call)
-            if kind != "unacknowledging":
-                assert heard(site, call).count("errback") == 1
-                assert call.state == "FAILURE"
-        expect_one_warning(worker, 1, "TimeLimitExceeded(1.5)")
-    assert site.messages_left() == (5 if kind == "unacknowledging" else 0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_lost_process_fails_only_what_is_not_settled(kind, site):
-    with site.worker() as worker:
-        (plain,) = calls_of(site, site.module.plain_killed[kind], 1)
-        calls = calls_of(site, site.module.killed[kind])
-        worker.wait_for_log("had ended before")
-        again = kind == "rejecting"
-        everything_sent_has_run(site, worker) if not again else site.reports.expect("run", 2)
-        told, *rest = calls
-        assert told.get(timeout=30) == plain.get(timeout=30) == "done"
-        assert heard(site, told) == ["ack", "link", "on_success", "task-succeeded"]
+    for kind, (told, *rest) in batches.items():
+        expect_settled(site, told, rest)
+        twin = twins[kind]
+        assert twin.get(timeout=30) == "done"
         if hasattr(Request, "_success_was_stored"):  # Celery 5.7 and newer.
-            assert heard(site, plain) == heard(site, told)
+            assert heard(site, twin) == heard(site, told)
+        if kind != "rejecting":
+            expect_failed_once(site, rest, WorkerLostError)
+    assert len(warnings(worker)) == 4
+    assert site.messages_left() == 5
+
+
+@pytest.mark.parametrize("victim", ["done", "running"])
+def test_terminating_a_request_fails_only_what_is_not_done(victim, site):
+    with site.worker(concurrency=4) as worker:
+        batches = {kind: calls_of(site, site.module.marked[kind]) for kind in KINDS}
+        site.reports.expect("marked", 4)
+        site.wait_until_active(worker, 24, waiting=None)
+        index = 0 if victim == "done" else 4
+        victims = [calls[index].id for calls in batches.values()]
+        site.app.control.revoke(victims, terminate=True, signal="SIGKILL")
+        worker.wait_for_log("3 of 6 requests had ended before", 4)
+        everything_sent_has_run(site, worker)
+    for kind, calls in batches.items():
+        # Also if it was to be terminated: it is done, and its link was sent.
+        expect_marked(site, calls, kind)
+        rest = [call for call in calls[3:] if call.id not in victims]
+        if kind != "rejecting":
+            expect_failed_once(site, rest, WorkerLostError)
+        if victim == "running":
+            with pytest.raises(TaskRevokedError):
+                calls[index].get(timeout=30)
+    assert len(warnings(worker)) == 4
+
+
+@pytest.mark.skipif(VERSION < (5, 5), reason="this Celery gives back whatever runs")
+def test_a_cold_shutdown_cancels_only_what_is_not_done(site):
+    with site.worker(concurrency=4) as worker:
+        batches = {kind: calls_of(site, site.module.marked[kind]) for kind in KINDS}
+        site.reports.expect("marked", 4)
+        site.wait_until_active(worker, 24, waiting=None)
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.process.wait(40)
+    for kind, (done, failed, also_done, *rest) in batches.items():
+        for call in (done, also_done):
+            assert set(heard(site, call)) - {"link"} == {"ack", "task-succeeded"}
+            assert call.state == "SUCCESS"
+        assert "task-failed" in heard(site, failed)
+        assert failed.state == "FAILURE"
         for call in rest:
-            assert heard(site, call).count("errback") == (0 if again else 1)
-    assert runs(site)[0] == [call.id for call in calls]
+            assert "task-cancelled" in heard(site, call)
+            assert ("ack" in heard(site, call)) == (kind == "early")
+    assert len(warnings(worker)) == 4
+
+
+def test_the_soft_time_limit_interrupts_nothing_after_the_body(site):
+    """The signal comes while the handler of each request runs."""
+    with site.worker(concurrency=1) as worker:
+        calls = calls_of(site, site.module.softly)
+        assert [call.get(timeout=30) for call in calls] == ["done"] * 6
+        everything_sent_has_run(site, worker)
+        # A later batch in the same process has its limit.
+        late = calls_of(site, site.module.interrupted)
+        site.reports.expect("task_failure")
+        everything_sent_has_run(site, worker)
+        expect_failed_once(site, late, SoftTimeLimitExceeded)
+    for call in calls:
+        assert heard(site, call) == ["ack", "link", "on_success", "task-succeeded"]
+    assert site.messages_left() == 0

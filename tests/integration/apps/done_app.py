@@ -35,6 +35,8 @@ class Handlers:
         if self.at_success == "hang":
             hang()
         elif self.at_success == "kill":
+            with open("die"):  # A FIFO: it opens when the test opens its end.
+                pass
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.at_success == "soft":
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -86,8 +88,7 @@ def be_done(number):
     return "done"
 
 
-marked, limited, killed, settled = {}, {}, {}, {}
-plain_killed = {}
+marked, limited, killed, settled, plain_killed = {}, {}, {}, {}, {}
 for kind, options in ACKS.items():
     marked[kind] = app.task(name=f"{kind}_marked", **SIX, **options)(mark_three)
     limited[kind] = app.task(name=f"{kind}_limited", time_limit=1.5, **SIX, **options)(mark_three)
@@ -99,7 +100,14 @@ for kind, options in ACKS.items():
         name=f"{kind}_plain_killed", base=Plain, at_success="kill", **COMMON, **options
     )(be_done)
 
+
+def interrupt(requests):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    hang()
+
+
 softly = app.task(name="softly", at_success="soft", soft_time_limit=600, **SIX)(mark_all)
+interrupted = app.task(name="interrupted", **SIX)(interrupt)
 
 
 @app.task
