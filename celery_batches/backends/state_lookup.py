@@ -25,7 +25,7 @@ MAX_ATTEMPTS = 3
 #: So many results are in memory at a time.
 CHUNK = 100
 #: The states in which a body or the settlement leaves a request.
-END_STATES = frozenset({states.SUCCESS, states.FAILURE})
+END_STATES = frozenset({states.SUCCESS, states.FAILURE, states.RETRY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class StoredEnd:
     """How a request has ended, as the result backend has it.
 
     Attributes:
-        state: ``SUCCESS`` or ``FAILURE``.
+        state: ``SUCCESS``, ``FAILURE`` or ``RETRY``.
         result: The result, or the exception.
-        traceback: The traceback of a failure, as text.
+        traceback: The traceback of the exception, as text.
         date_done: When it was stored, if the backend has the date.
     """
 
@@ -46,7 +46,7 @@ class StoredEnd:
 
 
 def look_up_ends(backend: Backend, ids: Sequence[str]) -> Iterator[tuple[str, StoredEnd]]:
-    """Yield the id and the end of each request that has a result or a failure in the backend.
+    """Yield the id and the end of each request that is done, failed or retried in the backend.
 
     A backend with keys and values is asked for many at a time. If the backend cannot be reached,
     the log has a warning, and nothing more is yielded.
@@ -76,15 +76,17 @@ class _Lookup:
     def ends(self, ids: Sequence[str]) -> list[tuple[str, StoredEnd]]:
         if self._reads_many:
             try:
-                many = self._backend.get_many(ids, interval=0, max_iterations=1)
-                return [(task_id, _end(meta)) for task_id, meta in many if _is_end(meta)]
+                many = self._backend.get_many(
+                    ids, interval=0, max_iterations=1, READY_STATES=END_STATES
+                )
+                return [(task_id, _end(meta)) for task_id, meta in many]
             except Exception as exc:
                 logger.debug("Cannot look up many states at once, so one by one: %r", exc)
                 self._reads_many = False
             finally:
                 self._cache.clear()
         metas = ((task_id, self._get(task_id)) for task_id in ids)
-        return [(task_id, _end(meta)) for task_id, meta in metas if _is_end(meta)]
+        return [(task_id, _end(meta)) for task_id, meta in metas if meta["status"] in END_STATES]
 
     def _get(self, task_id: str) -> dict[str, Any]:
         while True:
@@ -96,10 +98,6 @@ class _Lookup:
                     raise
             else:
                 return meta
-
-
-def _is_end(meta: dict[str, Any]) -> bool:
-    return meta.get("status") in END_STATES
 
 
 def _end(meta: dict[str, Any]) -> StoredEnd:

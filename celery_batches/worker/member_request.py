@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         args: Any
         kwargs: Any
         store_errors: bool
+        delivery_info: Mapping[str, Any]
         worker_pid: int | None
         _context: Context
         _already_revoked: bool
@@ -177,6 +178,11 @@ class MemberRequest(_Request):
         reason.__cause__ = exc
         self.reject(requeue=False)
         self.on_failure(error_info(reason))  # Celery logs the error.
+
+    @property
+    def is_first_run(self) -> bool:
+        """Whether its message was neither delivered nor retried before."""
+        return not (self.delivery_info.get("redelivered") or self._context.retries)
 
     @property
     def is_awaited_on_failure(self) -> bool:

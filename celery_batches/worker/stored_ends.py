@@ -35,6 +35,8 @@ __all__ = ("Report", "find_reports", "told_failures")
 #: As the pool makes it for a request: whether it failed, and what with.
 Report: TypeAlias = "tuple[bool, str | ExceptionInfo]"
 
+#: With these exceptions, Celery's ``Request`` does something else than report a failure. Here they
+#: are nothing but the reason of one.
 SPECIAL_EXCEPTIONS = (
     *(Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError),
     MemoryError,
@@ -48,10 +50,16 @@ def find_reports(task: Batches, requests: Sequence[MemberRequest]) -> dict[str, 
     """
     by_id = {request.id: request for request in requests if request.store_errors}
     reports: dict[str, Report] = {}
+    failed: set[str] = set()
     dates: dict[str, datetime | None] = {}
     for task_id, end in look_up_ends(task.backend, list(by_id)):
+        # The state of an earlier run has no date. The pool sends a request again before it stores
+        # this state.
+        if end.state == states.RETRY and not by_id[task_id].is_first_run:
+            continue
+        if end.state == states.FAILURE:
+            failed.add(task_id)
         reports[task_id], dates[task_id] = _report(task, end), end.date_done
-    failed = {task_id for task_id, (has_failed, _) in reports.items() if has_failed}
     awaited = {task_id for task_id in failed if by_id[task_id].is_awaited_on_failure}
     for task_id in failed - told_failures(failed, awaited, dates, since=_started(requests)):
         del reports[task_id]
@@ -98,19 +106,12 @@ def told_failures(
 def _report(task: Batches, end: StoredEnd) -> Report:
     if end.state == states.SUCCESS:
         return False, saferepr(end.result, task.resultrepr_maxsize)
-    return True, _failure(end)
-
-
-def _failure(end: StoredEnd) -> ExceptionInfo:
-    """Return the ``ExceptionInfo`` of a failure, with its own traceback.
-
-    Celery's ``Request`` does something else than report a failure for some exceptions. These are
-    replaced, since here they are nothing but the reason.
-    """
     exc = end.result
-    if not isinstance(exc, Exception) or isinstance(exc, SPECIAL_EXCEPTIONS):
+    if end.state == states.RETRY:
+        exc = Retry(exc=exc if isinstance(exc, Exception) else None)
+    elif not isinstance(exc, Exception) or isinstance(exc, SPECIAL_EXCEPTIONS):
         exc = RuntimeError(repr(exc))
     info = error_info(exc)
-    if end.traceback:
-        info.traceback = end.traceback
-    return info
+    info.exception = exc  # As in Celery's main process, without billiard's wrapper.
+    info.traceback = end.traceback or info.traceback
+    return True, info

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine
 from celery_batches.backends.state_lookup import CHUNK, MAX_ATTEMPTS, look_up_ends
 from kit.sites import NOW
 
-IDS = ["done", "failed", "started", "unknown"]
+IDS = ["done", "failed", "retried", "started", "unknown"]
 
 
 @pytest.fixture(params=["cache+memory://", "redis", "database", "file"])
@@ -41,9 +41,11 @@ def backend(request: pytest.FixtureRequest, app: Celery, tmp_path: Any) -> Any:
 def test_states_that_are_no_end_are_left_out(backend: Any) -> None:
     backend.store_result("done", {"a": 1}, "SUCCESS")
     backend.store_result("failed", KeyError("why"), "FAILURE", "its traceback")
+    backend.store_result("retried", ValueError("later"), "RETRY", "its traceback")
     backend.store_result("started", {}, "STARTED")
     ends = dict(look_up_ends(backend, IDS))
-    assert set(ends) == {"done", "failed"}
+    assert set(ends) == {"done", "failed", "retried"}
+    assert ends.pop("retried").state == "RETRY"
     assert (ends["done"].state, ends["done"].result) == ("SUCCESS", {"a": 1})
     assert ends["failed"].state == "FAILURE"
     assert isinstance(ends["failed"].result, KeyError)

@@ -145,6 +145,24 @@ def test_what_was_stored_last_may_not_have_been_told(app: Any) -> None:
     assert done.errors == ["id-1", "id-2"]
 
 
+@pytest.mark.parametrize(
+    ("header", "is_old"), [({}, False), ({"retries": 1}, True), ({"redelivered": True}, True)]
+)
+def test_a_request_that_was_sent_again_ends_as_that(app: Any, header: Any, is_old: bool) -> None:
+    """Its process has stored that. If it was there before, it says nothing of this run."""
+    world = RecordedJob(app, acks_late=True, headers=[{}, header, {}])
+    if "redelivered" in header:
+        world.requests[1].delivery_info["redelivered"] = True
+    calls = world.send()
+    calls["accept_callback"](7, 0.0)
+    app.backend.mark_as_retry("id-1", ValueError("later"), "its traceback")
+    calls["error_callback"](einfo_of(WorkerLostError("signal 9")))
+    assert app.AsyncResult("id-1").state == ("FAILURE" if is_old else "RETRY")
+    assert world.ids_told("on_success") == ([] if is_old else ["id-1"])
+    assert world.said == [["ack"]] * 3
+    assert world.finished
+
+
 def test_a_backend_that_is_away(settled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them fail, as they did before anyone asked."""
     done = settled()
@@ -196,7 +214,7 @@ def test_cancelling_all_of_them(settled: Any, options: Any) -> None:
     done = settled(**options)
     pool = Pool()
     for request in done.world.requests:
-        request.cancel(pool, "TERM", emit_retry=not options.get("acks_late"))
+        request.cancel(pool, "TERM")
     assert pool.terminated == [(7, signal.SIGTERM)]
     done.calls["error_callback"](einfo_of(Terminated(15)))
     assert [request.is_cancelled for request in done.world.requests] == [False, False, True]
