@@ -110,7 +110,7 @@ def test_the_hard_time_limit_fails_only_what_is_not_done(name, site):
     count = 3 if name == "limited" else 1
     assert len(warnings(worker)) == 4
     assert all(f": {count} of 6 requests had ended before" in line for line in warnings(worker))
-    # As an ordinary task, what a time limit does not acknowledge runs again; before 5.7, it does not.
+    # As an ordinary task, what a time limit does not acknowledge runs again, from 5.7 on.
     assert site.messages_left() == (6 - count if LOOKS_FIRST else 0)
 
 
