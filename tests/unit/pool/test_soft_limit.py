@@ -88,7 +88,7 @@ def test_handlers_are_not_interrupted(app: Any, raises: bool) -> None:
 
 
 def test_a_body_that_is_not_called_interrupts_nothing(
-    app: Any, monkeypatch: pytest.MonkeyPatch
+    app: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each of them has failed before the body, by its own handler."""
 
@@ -101,6 +101,7 @@ def test_a_body_that_is_not_called_interrupts_nothing(
 
     assert run(make_task(app, base=Refused)) == [True, True]
     assert isinstance(app.AsyncResult("id-1").result, ValueError)
+    assert "SoftTimeLimitExceeded" not in caplog.text
 
 
 def test_the_handler_is_restored_when_the_settlement_raises(

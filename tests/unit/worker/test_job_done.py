@@ -187,7 +187,7 @@ def test_what_ignores_its_result_is_not_looked_for(
     settled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = settled(ignore_result=True)
-    monkeypatch.setattr(type(done.app.backend), "mget", None)
+    monkeypatch.setattr("celery_batches.backends.state_lookup._Lookup", None)
     lose(done)
     assert done.world.ids_told("on_failure") == IDS
 
@@ -203,6 +203,7 @@ def test_terminating_one_that_is_done(settled: Any, options: Any) -> None:
     done.calls["error_callback"](einfo_of(Terminated(15)))
     assert done.world.said[0] == ["ack"]
     assert done.world.ids_told("on_success") == ["id-0", "id-1"]
+    assert "id-0" not in done.world.ids_told("on_failure")
     assert done.states()[0] == "SUCCESS"
     assert done.errors in ([], ["id-2"])
     assert done.world.finished
@@ -250,3 +251,24 @@ def test_the_process_has_ended_before_anyone_is_told(
     )
     time_out(done)
     assert order == ["end 7", "look"]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_celery_does_not_look_again_for_each_of_them(
+    settled: Any, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """From 5.7 on, it would, one after the other, even if the backend is away."""
+    done = settled()
+    looked: list[str] = []
+
+    def look(self: Any, task_id: str) -> dict[str, Any]:
+        looked.append(task_id)
+        return {"status": "PENDING", "result": None}
+
+    monkeypatch.setattr(type(done.app.backend), "_get_task_meta_for", look)
+    if away:
+        monkeypatch.setattr("celery_batches.worker.endings.find_reports", lambda *args: {})
+    monkeypatch.setattr(done.app.backend, "store_result", lambda *args, **kwargs: None)
+    lose(done)
+    assert looked == []
+    assert done.world.finished

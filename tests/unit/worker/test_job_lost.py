@@ -153,6 +153,21 @@ def test_a_greenlet_cancelled_with_its_connection_is_no_revocation(
     assert world.finished
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_greenlet_that_acknowledges_early_is_cancelled_and_not_revoked(
+    app: Any, announced: list[tuple[str, str]], at_once: bool
+) -> None:
+    """It may end before Celery has noted that it was cancelled."""
+    world = RecordedJob(app)
+    pool = GreenletPool(world, at_once=at_once)
+    for request in world.requests:
+        request.cancel(pool)
+    pool.take_turns()
+    assert announced == [("retry", id) for id in IDS]
+    assert [app.AsyncResult(id).state for id in IDS] == ["RETRY"] * 3
+    assert world.finished
+
+
 def test_a_system_exit_from_the_pool(app: Any) -> None:
     """A pool that reports SystemExit as a result fails each member instead of losing the batch."""
     world = RecordedJob(app)

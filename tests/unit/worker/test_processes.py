@@ -27,7 +27,9 @@ def process(request: pytest.FixtureRequest) -> Iterator[Any]:
     process.start()
     assert ready.wait(30)
     yield process
-    process.join(30)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
 
 
 @pytest.mark.parametrize("process", [False], indirect=True)
