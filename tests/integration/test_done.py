@@ -88,6 +88,17 @@ def counts(site, call):
     return {what: said.count(what) for what in ("errback", "link", "task-failed")}
 
 
+def ids_left(site):
+    """Take all messages from the queue; return their ids."""
+    ids = set()
+    with site.app.connection_for_read() as connection:
+        queue = site.app.amqp.queues[site.queue](connection.default_channel)
+        while (message := queue.get()) is not None:
+            ids.add(message.headers["id"])
+            message.ack()
+    return ids
+
+
 def warnings(worker):
     return [line for line in worker.text.splitlines() if "had ended before" in line]
 
@@ -169,17 +180,21 @@ def test_a_cold_shutdown_cancels_only_what_is_not_done(site):
         site.wait_until_active(worker, 24, waiting=None)
         worker.process.send_signal(signal.SIGQUIT)
         worker.process.wait(40)
+    left = ids_left(site)
     for kind, (done, failed, also_done, *rest) in batches.items():
         for call in (done, also_done):
             assert set(heard(site, call)) - {"link"} == {"ack", "task-succeeded"}
             assert call.state == "SUCCESS"
         assert "task-failed" in heard(site, failed)
         assert failed.state == "FAILURE"
+        # The broker was told too.
+        assert not {done.id, failed.id, also_done.id} & left
         for call in rest:
             assert "task-succeeded" not in heard(site, call)
             if CANCELS:
                 assert "task-cancelled" in heard(site, call)
                 assert ("ack" in heard(site, call)) == (kind == "early")
+                assert (call.id in left) == (kind != "early")
     assert len(warnings(worker)) == 4
 
 
