@@ -18,7 +18,7 @@ from itertools import starmap
 from operator import length_hint
 from threading import current_thread, main_thread
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 __all__ = ("SoftLimit",)
 
@@ -31,31 +31,47 @@ SIGNAL = getattr(signal, "SIGUSR1", None)
 class SoftLimit:
     """Lets the soft time limit interrupt the body of one batch, and nothing after it.
 
-    It replaces billiard's signal handler as long as it is entered. In other pools, in other
-    threads, and where something else handles the signal, it does nothing.
+    The first batch of a process puts a handler before billiard's, where it stays: to replace a
+    handler takes longer than to ask one. While no batch is entered, it does what billiard's does.
+    In other pools, in other threads, and where something else handles the signal, nothing is done.
     """
+
+    #: The batch that is entered in the main thread of this process.
+    _running: ClassVar[SoftLimit | None] = None
+    #: Billiard's handler.
+    _interrupt: ClassVar[Callable[[int, FrameType | None], Any] | None] = None
 
     def __init__(self) -> None:
         self._has_ended = False
         #: The arguments of the body. The call takes them out when it starts.
         self._arguments: Iterator[tuple[Any, ...]] = iter(())
-        self._interrupt: Callable[[int, FrameType | None], Any] | None = None
 
     def __enter__(self) -> SoftLimit:
-        if SIGNAL is None or current_thread() is not main_thread():
-            return self
-        handler = signal.getsignal(SIGNAL)
-        if callable(handler) and getattr(handler, "__module__", None) == "billiard.pool":
-            self._interrupt = handler
-            signal.signal(SIGNAL, self._on_signal)
+        # A batch in the body of another one is part of that body.
+        if SoftLimit._running is None and current_thread() is main_thread():
+            self._install()
+            SoftLimit._running = self
         return self
 
     def __exit__(self, kind: object, exc: object, traceback: TracebackType | None) -> None:
-        # The body may have a handler of its own by now, which stays, as in an ordinary task.
-        if SIGNAL is None or self._interrupt is None:
+        if SoftLimit._running is self:
+            SoftLimit._running = None
+
+    @classmethod
+    def _install(cls) -> None:
+        if SIGNAL is None:
             return
-        if signal.getsignal(SIGNAL) == self._on_signal:
-            signal.signal(SIGNAL, self._interrupt)
+        handler = signal.getsignal(SIGNAL)
+        if callable(handler) and getattr(handler, "__module__", None) == "billiard.pool":
+            cls._interrupt = handler
+            signal.signal(SIGNAL, cls._on_signal)
+
+    @classmethod
+    def _on_signal(cls, signum: int, frame: FrameType | None) -> None:
+        running = cls._running
+        is_over = running is not None and running.is_over(frame)
+        if cls._interrupt is not None and not is_over:
+            cls._interrupt(signum, frame)
 
     def call(self, body: Callable[..., T], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T:
         """Call the body. When it has returned or raised, the limit interrupts nothing."""
@@ -69,15 +85,14 @@ class SoftLimit:
         """Have the limit interrupt nothing from now on."""
         self._has_ended = True
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self._interrupt is not None and not (self._has_ended or self._is_leaving(frame)):
-            self._interrupt(signum, frame)
+    def is_over(self, frame: FrameType | None) -> bool:
+        """Whether the body has ended, while Python runs this frame.
 
-    def _is_leaving(self, frame: FrameType | None) -> bool:
-        """Whether this frame is that of `call`, and the body has ended.
-
-        While the body runs, the frame is that of the body, or of what it calls.
+        While the body runs, the frame is that of the body, or of what it calls. If it is that of
+        `call`, the body has not started, or has ended.
         """
+        if self._has_ended:
+            return True
         if frame is None or frame.f_code is not SoftLimit.call.__code__:
             return False
         is_mine = frame.f_locals.get("self") is self
