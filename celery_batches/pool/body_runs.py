@@ -42,16 +42,25 @@ def run_body(batch: BatchRun, args: Args, kwargs: Kwargs) -> Any:
         Exception: What the body has raised. If it ran in halves, only if every request has failed.
     """
     call = body_of(batch.task).call
+    if batch.task.bisect_on_failure is False:
+        batch.body_runs += 1
+        returned = batch.soft_limit.call(call, args, kwargs)
+    else:
+        returned = batch.soft_limit.call(_run_bisected, (batch, call, args, kwargs), {})
+    if batch.body_runs == 1:
+        _record(batch, returned)
+    return returned
+
+
+def _run_bisected(batch: BatchRun, call: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
     try:
-        returned = _call(batch, call, args, kwargs)
+        return _call(batch, call, args, kwargs)
     except Exception as exc:
         if not is_bisected(batch.task, exc, batch.unsettled()):
             raise
         if _run_in_halves(batch, call, args, kwargs):
             return None
         raise
-    _record(batch, returned)
-    return returned
 
 
 def _call(batch: BatchRun, call: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:

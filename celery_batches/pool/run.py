@@ -30,6 +30,7 @@ from .log import log_batch
 from .marking import intercept_marks
 from .running import running
 from .settle import Applied, Report, Settlement
+from .soft_limit import SoftLimit
 from .store import deduplicates, record_if_done_before, started_state
 from .tracer import Tracer, build_batch_tracer
 from .unique import Duplicate, end_duplicates, find_duplicates
@@ -60,6 +61,8 @@ class BatchRun:
     #: Whether outcomes are recorded only, and nothing is stored or sent.
     records_only: bool = False
 
+    #: Has the soft time limit interrupt the body only. The caller enters it.
+    soft_limit: SoftLimit = field(default_factory=SoftLimit)
     #: How the body has ended.
     end: BodyEnd = field(default_factory=BodyEnd)
     #: The exception with which the batch as a whole has failed.
@@ -252,6 +255,7 @@ class BatchRun:
 
     def _apply_outcomes(self) -> None:
         """Apply the outcome of each request whose outcome is not applied yet."""
+        self.soft_limit.end()
         end_duplicates(self.duplicates)
         rest = self.requests[len(self.applied) :]
         recorded = [slot_of(request).close() for request in rest]

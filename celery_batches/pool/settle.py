@@ -114,6 +114,9 @@ class Settlement:
         """Return the state to store in bulk, or None if the request needs another step before."""
         if isinstance(outcome, Unmarked) or _is_complete(request) or sends_on_success(request):
             return None
+        if isinstance(outcome, Failed) and has_continuations(request):
+            # If the process is lost, only the failure that was stored last may not have been told.
+            return None
         try:
             if isinstance(outcome, Done) and stores_results(self.task, request, eager=self.eager):
                 return State(request, outcome.result, states.SUCCESS)

@@ -41,11 +41,12 @@ def trace_batch(
         hostname=hostname or gethostname(),
         body_args=body_args,
     )
-    try:
-        batch.run()
-    except Exception as exc:
-        # Most pools lose an exception. The main process would then wait for these requests.
-        batch.fail_the_rest(exc)
+    with batch.soft_limit:
+        try:
+            batch.run()
+        except Exception as exc:
+            # Most pools lose an exception. The main process would then wait for these requests.
+            batch.fail_the_rest(exc)
     return batch.has_failed_outside, batch.reports, batch.runtime
 
 

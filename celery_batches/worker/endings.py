@@ -9,12 +9,16 @@ The pool calls `on_accepted` when it starts the batch, and then
 Celery calls `terminate` when it has terminated or cancelled one of the requests. The other requests
 of the batch have lost their process then.
 
+A batch without reports may have requests that have ended. `stored_ends` finds them when the process
+has ended, and before any request is notified.
+
 "The ways of ending" in ``docs/architecture.rst`` has the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -31,7 +35,9 @@ from ..errors import UnstoredFailure, error_info, exception_of
 from .acks import collect_acks
 from .member_request import MemberRequest, notify
 from .prefetch import Charge
+from .processes import TERM_SECONDS, end_process, wait_for_exit
 from .redeliveries import suspecting
+from .stored_ends import find_reports
 
 if TYPE_CHECKING:
     from ..task import Batches
@@ -59,8 +65,11 @@ class BatchEndings:
         self._charge = charge
         self._lock = Lock()
         self._accepted = False
+        self._pid: int | None = None
         #: Whether its greenlet was killed, and whether Celery has terminated one of its requests.
         self._killed = self._terminated = False
+        #: Whether Celery is about to end its process, and whether a time limit has done so.
+        self._is_ending = self._is_over = False
         #: The handle that the pool has returned.
         self._result: ref[Any] | None = None
 
@@ -72,6 +81,7 @@ class BatchEndings:
         """Notify the requests that the pool has started the batch."""
         with self._lock:
             self._accepted = True
+        self._pid = pid
         self._notify_each(lambda request: request.on_accepted(pid, time_accepted))
         if self._charge is not None and not self.task.acks_late:
             self._charge.refund()
@@ -96,6 +106,8 @@ class BatchEndings:
             if failed and isinstance(retval.exception, ExceptionWithTraceback):
                 # Pickle unwraps it. A pool without processes does not pickle.
                 retval.exception = retval.exception.exc
+            if request.is_reported:
+                continue
             if isinstance(retval, UnstoredFailure):
                 notify(request.fail, retval, about=self)
             else:
@@ -115,6 +127,7 @@ class BatchEndings:
             with suspecting(self.requests, is_lost=True):
                 self._on_lost(error_info(lost), self.requests)
         elif isinstance(exc, TimeLimitExceeded):
+            self._end_by_limit(exc)
             # The pool calls `on_timeout` next, which does the rest.
             with suspecting(self.requests, is_lost=False):
                 self._notify_each(
@@ -127,6 +140,7 @@ class BatchEndings:
             with suspecting(self.requests, is_lost=True):
                 self._on_lost(exc_info, self.requests)
         else:
+            self._report_ended(self.requests, exc)
             self._notify_each(lambda request: request.on_failure(exc_info))
         self._finish()
 
@@ -144,7 +158,8 @@ class BatchEndings:
         The greenlet was killed because Celery terminated one member and will notify that member
         itself. Celery may not have done so yet, since gevent does not wait for a greenlet to end.
         """
-        if self._terminated or self.task.acks_late or self._is_any_ended():
+        is_ending = self._is_ending or self._terminated
+        if is_ending or self.task.acks_late or self._is_any_ended():
             self._killed = True
             for request in self.requests:
                 worker_state.task_ready(request)
@@ -164,7 +179,7 @@ class BatchEndings:
     def _on_terminated(self) -> None:
         """Notify the requests that were revoked; the other requests have lost their process."""
         for request in self.requests:
-            if not request.is_ended:
+            if request.is_reported or not request.is_ended:
                 continue
             notify(request.on_failure, error_info(Terminated("revoked")), about=self)
             # Without this, Celery sends the event again when it terminates this request too.
@@ -180,6 +195,9 @@ class BatchEndings:
 
     def _on_lost(self, exc_info: ExceptionInfo, requests: Sequence[MemberRequest]) -> None:
         """Notify these requests that their process was lost, and with it their outcomes."""
+        requests = self._report_ended(requests, exception_of(exc_info))
+        if not requests:
+            return
         logger.error(
             "Batch %s[%s] of %d requests was lost: %s",
             self.task.name,
@@ -202,7 +220,9 @@ class BatchEndings:
                 len(self.requests),
                 timeout,
             )
-        for request in self.requests:
+        else:
+            self._end_by_limit(TimeLimitExceeded(timeout))
+        for request in self._unreported():
             # For a soft limit, Celery's own method only logs.
             if not soft or type(request).on_timeout is not Request.on_timeout:
                 notify(lambda one: one.on_timeout(soft, timeout), request, about=self)
@@ -212,8 +232,52 @@ class BatchEndings:
     def _is_any_ended(self) -> bool:
         return any(request.is_ended for request in self.requests)
 
+    @contextmanager
+    def ending_process(self, pid: int) -> Iterator[None]:
+        """Send a signal that may end the process, and report the requests that had ended."""
+        self._is_ending = True
+        yield
+        wait_for_exit(pid, TERM_SECONDS)
+        self._report_ended(self.requests, Terminated("its process was ended"))
+
+    def _end_by_limit(self, exc: TimeLimitExceeded) -> None:
+        """End the process of a batch that has reached its hard limit. Report what it had done."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._pid is not None:
+            # The pool does so after it has called this. The process would store more until then.
+            end_process(self._pid)
+        self._report_ended(self.requests, exc)
+
+    @collect_acks()
+    def _report_ended(self, requests: Requests, reason: BaseException) -> list[MemberRequest]:
+        """Report the requests that have ended, and return the rest of them.
+
+        Call it when the process has ended, or will do nothing more.
+        """
+        rest = [request for request in requests if not request.is_reported]
+        try:
+            reports = find_reports(self.task, rest)
+        except Exception as exc:
+            logger.exception("%s: cannot find the requests that have ended: %r", self, exc)
+            return rest
+        for request in rest:
+            if request.id in reports:
+                notify(lambda one: one.report(*reports[one.id]), request, about=self)
+        ended = [request for request in rest if request.is_reported]
+        if ended:
+            logger.warning(
+                "Batch %s[%s]: %d of %d requests had ended before: %r",
+                *(self.task.name, self.id, len(ended), len(self.requests), reason),
+            )
+        return [request for request in rest if not request.is_reported]
+
+    def _unreported(self) -> list[MemberRequest]:
+        return [request for request in self.requests if not request.is_reported]
+
     def _notify_each(self, callback: Callable[[MemberRequest], None]) -> None:
-        for request in self.requests:
+        for request in self._unreported():
             notify(callback, request, about=self)
 
     def _finish(self) -> None:

@@ -7,6 +7,7 @@ touches the private attributes of Celery's request.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from billiard.einfo import ExceptionInfo
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         args: Any
         kwargs: Any
         store_errors: bool
+        worker_pid: int | None
         _context: Context
         _already_revoked: bool
         _already_cancelled: bool
@@ -80,7 +82,7 @@ if TYPE_CHECKING:
         def cancel(self, pool: Any, signal: Any = None, **options: Any) -> Any: ...
         def on_accepted(self, pid: int, time_accepted: float) -> None: ...
         def on_timeout(self, soft: bool, timeout: float) -> None: ...
-        def on_success(self, failed__retval__runtime: tuple[bool, Any, float]) -> None: ...
+        def on_success(self, failed__retval__runtime: tuple[bool, Any, float | None]) -> None: ...
         def on_failure(
             self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
         ) -> None: ...
@@ -95,6 +97,9 @@ class MemberRequest(_Request):
     Celery ends a request by a signal to its process. On a cold shutdown, it does so for each
     running request. The members of a batch share one process, so this class sends each signal once.
     A second SIGTERM would kill a process that cleans up after the first.
+
+    A member may have ended before its process gets the signal. It is reported as what it is then,
+    and neither revoked nor cancelled.
     """
 
     #: Whether a batch has this request, or it has ended. Nothing else may run it.
@@ -111,14 +116,18 @@ class MemberRequest(_Request):
     signalled: SignalLog | None = None
     #: Its batch after its greenlet was killed, since Celery still has to terminate this request.
     killed_job: BatchEndings | None = None
+    #: Whether it was reported as the result backend has it. It must hear of nothing else.
+    is_reported: bool = False
 
     def terminate(self, pool: TerminatingPool, signal: Any = None) -> Any:
         """End this request, because it was revoked."""
-        return super().terminate(_Once(self, pool), signal)
+        with suppress(_Reported):
+            return super().terminate(_Once(self, pool), signal)
 
     def cancel(self, pool: TerminatingPool, signal: Any = None, **options: Any) -> Any:
         """End this request, because the worker stops or has lost its connection."""
-        return super().cancel(_Once(self, pool), signal, **options)
+        with suppress(_Reported):
+            return super().cancel(_Once(self, pool), signal, **options)
 
     def reject(self, requeue: bool = False) -> None:
         """Reject or requeue the message. The worker knows a requeued one when it comes again."""
@@ -130,6 +139,20 @@ class MemberRequest(_Request):
     def terminate_with(self, job: ref[BatchEndings]) -> None:
         """Have Celery call ``terminate`` of the batch after it has terminated or cancelled this."""
         self._apply_result = job
+
+    @property
+    def job(self) -> BatchEndings | None:
+        """Its batch, while the pool has it."""
+        return None if self._apply_result is None else self._apply_result()
+
+    def report(self, failed: bool, retval: Any) -> None:
+        """Complete this request as the result backend has it. Its process can tell no more."""
+        self.is_reported = True
+        self.on_success((failed, retval, None))
+
+    def _success_was_stored(self) -> Any:
+        """Tell Celery 5.7 and newer that it need not look: the batch has looked for all members."""
+        return False
 
     def fail(self, exc_info: ExceptionInfo) -> None:
         """Fail like a task that raises, and store the failure. Log nothing.
@@ -183,6 +206,17 @@ class MemberRequest(_Request):
         )
 
     @property
+    def is_first_run(self) -> bool:
+        """Whether its message was neither delivered nor retried before."""
+        return not (self.delivery_info.get("redelivered") or self._context.retries)
+
+    @property
+    def is_awaited_on_failure(self) -> bool:
+        """Whether a failure of this request has to be told to an errback, a chain or a chord."""
+        context = self._context
+        return bool(context.errbacks or context.chain or context.chord)
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether Celery has cancelled this request, on a stop or a lost connection."""
         return self._already_cancelled
@@ -206,6 +240,10 @@ class MemberRequest(_Request):
         )
 
 
+class _Reported(Exception):
+    """The request has ended before, so Celery must not announce that it was ended."""
+
+
 class _Once:
     """Stands in for the pool. It does not repeat a signal that another member has sent."""
 
@@ -214,12 +252,24 @@ class _Once:
         self._pool = pool
 
     def terminate_job(self, pid: int, signal: int) -> None:
-        signalled = self._request.signalled
-        senders = set() if signalled is None else signalled.setdefault(signal, set())
+        """Send the signal. Celery then announces the end of the request.
+
+        Raises:
+            _Reported: If the request had ended, and is reported as what it is.
+        """
+        request, job = self._request, self._request.job
+        senders = (
+            set() if request.signalled is None else request.signalled.setdefault(signal, set())
+        )
         # As in Celery, a member may send the same signal again.
-        if not senders or self._request.id in senders:
-            self._pool.terminate_job(pid, signal)
-        senders.add(self._request.id)
+        if not senders or request.id in senders:
+            with nullcontext() if job is None else job.ending_process(pid):
+                self._pool.terminate_job(pid, signal)
+        senders.add(request.id)
+        if request.is_reported:
+            if job is not None:
+                job.terminate(signal)
+            raise _Reported(request.id)
 
 
 def notify(callback: Callable[[T], Any], argument: T, *, about: object) -> None:

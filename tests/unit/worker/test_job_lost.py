@@ -135,11 +135,12 @@ def test_a_member_that_was_only_revoked_ends_when_its_greenlet_is_killed(
 
 
 @pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("acks_late", [False, True])
 def test_a_greenlet_cancelled_with_its_connection_is_no_revocation(
-    app: Any, announced: list[tuple[str, str]], at_once: bool
+    app: Any, announced: list[tuple[str, str]], at_once: bool, acks_late: bool
 ) -> None:
     """As for an ordinary task, each member is in state RETRY: its message is delivered again."""
-    world = RecordedJob(app, acks_late=True)
+    world = RecordedJob(app, acks_late=acks_late)
     pool = GreenletPool(world, at_once=at_once)
     worker_state.revoked.add("id-2")
     for request in world.requests:
@@ -147,8 +148,23 @@ def test_a_greenlet_cancelled_with_its_connection_is_no_revocation(
     pool.take_turns()
     assert [app.AsyncResult(id).state for id in IDS] == ["RETRY"] * 3
     assert announced == [("retry", id) for id in IDS]
-    assert world.said == [[], [], []]
+    assert world.said == ([[], [], []] if acks_late else [["ack"]] * 3)
     assert not worker_state.active_requests
+    assert world.finished
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_greenlet_that_acknowledges_early_is_cancelled_and_not_revoked(
+    app: Any, announced: list[tuple[str, str]], at_once: bool
+) -> None:
+    """It may end before Celery has noted that it was cancelled."""
+    world = RecordedJob(app)
+    pool = GreenletPool(world, at_once=at_once)
+    for request in world.requests:
+        request.cancel(pool)
+    pool.take_turns()
+    assert announced == [("retry", id) for id in IDS]
+    assert [app.AsyncResult(id).state for id in IDS] == ["RETRY"] * 3
     assert world.finished
 
 

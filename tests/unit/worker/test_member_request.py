@@ -14,6 +14,8 @@ from kit.pool import Pool
 class Plain:
     """As much of Celery's request as ends a process."""
 
+    _apply_result = None
+
     def __init__(self, task_id):
         self.id = task_id
 
