@@ -17,6 +17,7 @@ from kombu.utils.uuid import uuid
 from celery_batches.backends.chord_parts import ChordParts
 from celery_batches.compat import counts_parts_once
 from celery_batches.core.shortcuts import SHORTCUTS
+from kit.losses import Killed, kill, names_of
 from kit.requests import task_context
 from kit.sites import CONFIGS
 
@@ -83,18 +84,6 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
         redis.connection.AbstractConnection, "send_packed_command", send_packed_command
     )
     return sent
-
-
-def names_of(data: bytes) -> Iterator[str]:
-    """The names of the commands in this piece of Redis's protocol."""
-    while data:
-        head, data = data.split(b"\r\n", 1)
-        for index in range(int(head[1:])):
-            length, data = data.split(b"\r\n", 1)
-            size = int(length[1:])
-            if index == 0:
-                yield data[:size].decode()
-            data = data[size + 2 :]
 
 
 @pytest.mark.parametrize("complex", [False, True])
@@ -173,36 +162,6 @@ def test_the_same_is_stored_counted_and_published_as_by_celery(
     assert found[0] == found[1]
 
 
-class Killed(BaseException):
-    """The process ends here."""
-
-
-def kill(monkeypatch: pytest.MonkeyPatch, here: Any, at: int, *, sent: bool) -> None:
-    """End the process at this command to the backend: before or after it is sent."""
-    connections = here.backend.client.connection_pool._in_use_connections
-    seen: list[str] = []
-    send = redis.connection.AbstractConnection.send_packed_command
-
-    def send_packed_command(self: Any, command: Any, *args: Any, **kwargs: Any) -> None:
-        data = command if isinstance(command, bytes) else b"".join(command)
-        names = list(names_of(data))
-        if self not in connections:  # One that is left from another test says good-bye.
-            send(self, command, *args, **kwargs)
-            return
-        seen.append(names[0])
-        if sent or len(seen) <= at:
-            send(self, command, *args, **kwargs)
-        if len(seen) > at:
-            for _ in names if sent else ():
-                self.read_response()  # So that it is known to have been carried out.
-            self.disconnect()
-            raise Killed
-
-    monkeypatch.setattr(
-        redis.connection.AbstractConnection, "send_packed_command", send_packed_command
-    )
-
-
 def lose(here: Any, messages: list[Any]) -> None:
     """Do as a worker does whose process is lost, with a message that was acknowledged before."""
     for message in messages:
@@ -225,9 +184,10 @@ def test_a_process_that_is_lost_at_any_command_leaves_no_chord_waiting(
     chord = Chord(here, complex=complex)
     messages = chord.received("first", "second", "third")
     here.backend.get("connected")
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        kill(patched, here, at, sent=sent)
-        here.run(messages)
+    with monkeypatch.context() as patched:
+        kill(patched, here.backend, at, sent=sent)
+        with pytest.raises(Killed):
+            here.run(messages)
     lost = at if sent else at - 1
     assert chord.done == chord.counted == max(lost, 0)
     if lost == 3:
@@ -262,9 +222,10 @@ def test_a_failed_part_that_is_stored_and_not_counted_is_counted_later(
             raise Killed
         return count(self, request, *args, **kwargs)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(RedisBackend, "on_chord_part_return", on_chord_part_return)
-        here.run(messages)
+        with pytest.raises(Killed):
+            here.run(messages)
     assert here.states(0, 1, 2) == [states.FAILURE] * 3
     assert here.backend.get_state("collected") == states.PENDING
     if then == "fails":
