@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from celery import chord
 from celery.exceptions import ChordError, WorkerLostError
+from celery.worker.request import Request
 from harness import Deployment, Worker, one_worker, options_for
 from kombu.utils.uuid import uuid
 
@@ -51,6 +52,8 @@ def way(request: pytest.FixtureRequest, kind: str) -> str:
     is_thread = "threads" in request.node.callspec.id
     if is_thread and kind == "task":
         pytest.skip("Celery does not notice it")
+    if kind == "task" and not hasattr(Request, "_success_was_stored"):
+        pytest.skip("this Celery does not look whether a lost task was done")
     return "exit" if is_thread else "kill"
 
 
