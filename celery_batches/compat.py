@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "TIMEOUT_IS_FAILURE",
+    "counts_parts_once",
     "eager_result",
     "has_prefetch_per_consumer",
     "is_pydantic",
@@ -32,6 +33,14 @@ TIMEOUT_IS_FAILURE = hasattr(Task, "acks_on_timeout")
 
 #: In Celery 5.4 and newer, the result of an eager call has the name of its task.
 _NAMED_RESULTS = "name" in signature(EagerResult.__init__).parameters
+
+
+def counts_parts_once(backend: Any) -> bool:
+    """Whether a result backend counts a chord part once, however often it is told of the part.
+
+    This is so in Redis with Celery 5.7 and newer.
+    """
+    return hasattr(type(backend), "_chord_part_return_script")
 
 
 def eager_result(

@@ -13,7 +13,7 @@ from .state import State, copy_backend
 if TYPE_CHECKING:
     from celery.backends.redis import RedisBackend
 
-__all__ = ("store_in_redis",)
+__all__ = ("Data", "is_plain_client", "store_in_redis")
 
 logger = get_logger(__name__)
 
@@ -72,10 +72,8 @@ class _CollectingClient:
 
 def store_in_redis(backend: RedisBackend, states: Sequence[State]) -> list[bool]:
     """Store states together, and return for each whether it was stored."""
-    from redis import Redis
-
-    if not isinstance(backend.client, Redis):
-        return [False] * len(states)  # A cluster has no transactions across its nodes.
+    if not is_plain_client(backend.client):
+        return [False] * len(states)
     keys = [backend.get_key_for_task(each.request.id) for each in states]
     client = _CollectingClient(dict(zip(keys, backend.mget(keys), strict=True)))
     # `ensure` retries a lost connection. The stand-in has none.
@@ -87,6 +85,13 @@ def store_in_redis(backend: RedisBackend, states: Sequence[State]) -> list[bool]
             backend.ensure(client.send, (backend.client,))
     backend.ensure(client.send, (backend.client,))
     return stored
+
+
+def is_plain_client(client: Any) -> bool:
+    """Whether this is not the client of a cluster, which has no transactions across its nodes."""
+    from redis import Redis
+
+    return isinstance(client, Redis)
 
 
 def _try_to_store(copy: RedisBackend, state: State) -> bool:

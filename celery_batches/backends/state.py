@@ -35,8 +35,8 @@ class State:
 def copy_backend(backend: Backend, **attributes: Any) -> Backend:
     """Return a copy of a result backend in which these attributes replace its connection."""
     copy = object.__new__(type(backend))
-    # A state that fails in the copy is stored separately, so the copy need not retry.
-    copy.__dict__.update(backend.__dict__, **attributes, always_retry=False)
+    # By default a state that fails in the copy is stored separately, so the copy need not retry.
+    copy.__dict__.update({**backend.__dict__, "always_retry": False, **attributes})
     return copy
 
 

@@ -10,6 +10,7 @@ from celery._state import _task_stack
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 
+from ..backends.chord_parts import ChordParts
 from ..core.outcomes import Done, Failed, Outcome
 from ..core.slot import Progress, RunningBatch, slot_of
 from ..errors import error_info, pickleable
@@ -42,7 +43,7 @@ def intercept_marks(backend: Backend) -> None:
     for name, intercepted in methods.items():
         method = getattr(backend, name)
         if not isinstance(method, _Intercepted):
-            setattr(backend, name, intercepted(method))
+            setattr(backend, name, intercepted(method, backend))
 
 
 class _Intercepted:
@@ -51,8 +52,9 @@ class _Intercepted:
     outcome_type: type[Done] | type[Failed]
     __name__: str
 
-    def __init__(self, mark: Callable[..., Any]) -> None:
+    def __init__(self, mark: Callable[..., Any], backend: Backend) -> None:
         self.intercepted = mark
+        self.backend = backend
         update_wrapper(self, mark)
 
     def __call__(self, task_id: str, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +78,7 @@ class _Intercepted:
         try:
             with parent_context(batch.task, request):
                 self.prepare(batch, request, value)
-                returned = self.intercepted(task_id, value, *args, **kwargs)
+                returned = self.write(request, task_id, value, *args, **kwargs)
             final = outcome
         except Exception as exc:
             logger.error("Cannot store the outcome of %r: %r", request, exc, exc_info=True)
@@ -91,6 +93,10 @@ class _Intercepted:
 
     def prepare(self, batch: Batch, request: SimpleRequest, value: Any) -> None:
         """Prepare the write to the result backend."""
+
+    def write(self, request: SimpleRequest, /, *args: Any, **kwargs: Any) -> Any:
+        """Call Celery's method with these arguments."""
+        return self.intercepted(*args, **kwargs)
 
     def recover(self, batch: Batch, request: SimpleRequest, value: Any, exc: Exception) -> Outcome:
         """Fail this request alone, as Celery fails a task whose result cannot be stored."""
@@ -108,6 +114,9 @@ class _MarkAsDone(_Intercepted):
 
     def prepare(self, batch: Batch, request: SimpleRequest, value: Any) -> None:
         send_continuations(batch.task, request, value)
+
+    def write(self, request: SimpleRequest, /, *args: Any, **kwargs: Any) -> Any:
+        return ChordParts(self.backend).mark_as_done(request, *args, **kwargs)
 
 
 class _MarkAsFailure(_Intercepted):

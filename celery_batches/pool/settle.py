@@ -17,6 +17,7 @@ from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
 from ..backends.bulk import store_in_bulk
+from ..backends.chord_parts import ChordParts
 from ..backends.state import State
 from ..core.outcomes import (
     UNMARKED,
@@ -89,26 +90,53 @@ class Settlement:
     #: The requests whose retries are exhausted, with their exceptions.
     exhausted: list[tuple[SimpleRequest, BaseException]] = field(default_factory=list)
     _infos: ExceptionInfos = field(init=False)
+    _parts: ChordParts = field(init=False)
     #: Shared by all unmarked requests.
     _shared_unmarked: Applied | None = None
 
     def __post_init__(self) -> None:
         self._infos = ExceptionInfos(self.end)
+        self._parts = ChordParts(self.task.backend)
 
     def apply_all(
         self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome]
     ) -> Iterator[Applied]:
-        """Apply each outcome in order, after storing as many as possible in bulk."""
+        """Apply each outcome in order, after storing as many as possible in bulk.
+
+        Each done request is stored, and continues, before a handler is called: a handler may take
+        long, or end the process.
+        """
         if not self.handlers and all(outcome is UNMARKED for outcome in outcomes):
             yield from map(self._unmarked, requests)
             return
         states = [self._bulk_state(*each) for each in zip(requests, outcomes, strict=True)]
         stored = store_in_bulk(self.task.backend, states)
-        for request, outcome, is_stored in zip(requests, outcomes, stored, strict=True):
+        for request, is_stored in zip(requests, stored, strict=True):
             if is_stored:
                 continues = has_continuations(request)
                 slot_of(request).progress = Progress.STORED if continues else Progress.COMPLETE
-            yield self.apply(request, outcome)
+        yield from map(self.apply, requests, self._store_done(requests, outcomes))
+
+    def _store_done(
+        self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome]
+    ) -> list[Outcome]:
+        """Store what is done and not stored yet. What cannot be stored has failed."""
+        final = list(outcomes)
+        pending = [
+            (index, request, outcome)
+            for index, (request, outcome) in enumerate(zip(requests, outcomes, strict=True))
+            if isinstance(outcome, Done) and not _is_complete(request)
+        ]
+        self._parts.read_old_states(request for _, request, _ in pending)
+        for index, request, outcome in pending:
+            try:
+                store_done(self.task, request, outcome.result, self._parts, eager=self.eager)
+            except Exception as exc:
+                if self.propagate:
+                    raise
+                self._log_error(request, outcome, exc)
+                final[index] = Failed(pickleable(exc))
+        return final
 
     def _bulk_state(self, request: SimpleRequest, outcome: Outcome) -> State | None:
         """Return the state to store in bulk, or None if the request needs another step before."""
@@ -116,6 +144,8 @@ class Settlement:
             return None
         if isinstance(outcome, Failed) and has_continuations(request):
             # If the process is lost, only the failure that was stored last may not have been told.
+            return None
+        if isinstance(outcome, Done) and self._parts.counts_at_once(request):
             return None
         try:
             if isinstance(outcome, Done) and stores_results(self.task, request, eager=self.eager):
@@ -134,8 +164,11 @@ class Settlement:
         except Exception as exc:
             if self.propagate:
                 raise
-            logger.error("Cannot end %r as %s: %r", request, outcome.kind, exc, exc_info=True)
+            self._log_error(request, outcome, exc)
             return self._failed(request, pickleable(exc))
+
+    def _log_error(self, request: SimpleRequest, outcome: Outcome, exc: Exception) -> None:
+        logger.error("Cannot end %r as %s: %r", request, outcome.kind, exc, exc_info=True)
 
     def _apply(self, request: SimpleRequest, outcome: Outcome) -> Applied:
         match outcome:
@@ -155,8 +188,6 @@ class Settlement:
                 return Applied(outcome, (False, None))
 
     def _done(self, request: SimpleRequest, outcome: Done) -> Applied:
-        if not _is_complete(request):
-            store_done(self.task, request, outcome.result, eager=self.eager)
         report = (False, saferepr(outcome.result, self.task.resultrepr_maxsize))
         self.handlers.on_success(request, outcome.result)
         return Applied(outcome, report)

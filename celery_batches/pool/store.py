@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import getpid
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from celery.utils.log import get_logger
 from celery.worker.state import successful_requests
 
 from ..backends.bulk import unintercepted
+from ..backends.chord_parts import ChordParts
 from ..backends.state import State
+from ..compat import counts_parts_once
 from ..core.outcomes import Repeated
 from ..core.slot import Progress, slot_of
 from ..request import SimpleRequest
@@ -54,12 +57,19 @@ def record_if_done_before(task: Batches, request: SimpleRequest) -> None:
             return
         if meta["status"] != states.SUCCESS:
             return
-        if not meta.get("children"):
-            # The first worker may have been lost before it sent the continuations.
-            with parent_context(task, request):
-                send_continuations(task, request, meta["result"])
+        with parent_context(task, request):
+            _continue_again(task, request, meta)
     logger.info("%r has succeeded before and does not run again", request)
     slot_of(request).record(Repeated())
+
+
+def _continue_again(task: Batches, request: SimpleRequest, meta: Mapping[str, Any]) -> None:
+    """Do what the first worker may not have done, because it was lost."""
+    result = meta["result"]
+    if not meta.get("children"):
+        send_continuations(task, request, result)
+    if request.chord and counts_parts_once(task.app.backend):
+        task.app.backend.on_chord_part_return(request, states.SUCCESS, result)
 
 
 def started_state(
@@ -71,13 +81,16 @@ def started_state(
     return State(request, {"pid": getpid(), "hostname": hostname}, states.STARTED)
 
 
-def store_done(task: Batches, request: SimpleRequest, value: Any, *, eager: bool) -> None:
+def store_done(
+    task: Batches, request: SimpleRequest, value: Any, parts: ChordParts, *, eager: bool
+) -> None:
     """Store the result of a request, and send its links, chain and chord, as Celery does.
 
     Arguments:
         task: The batch task.
         request: The request. If its slot says that the result is stored, only the rest is done.
         value: Its result.
+        parts: The chord parts of its batch.
         eager: Whether it runs eagerly.
 
     Raises:
@@ -87,9 +100,8 @@ def store_done(task: Batches, request: SimpleRequest, value: Any, *, eager: bool
     store_result = not is_stored and stores_results(task, request, eager=eager)
     with parent_context(task, request):
         send_continuations(task, request, value)
-        unintercepted(task.backend, "mark_as_done")(
-            request.id, value, request, store_result=store_result
-        )
+        parts.mark_as_done(request, request.id, value, request, store_result=store_result)
+    slot_of(request).progress = Progress.COMPLETE
 
 
 def store_failure(
