@@ -20,6 +20,7 @@ class Proxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._flowing = Event()
         self._flowing.set()
+        self._refusals = 0
         self._listener = socket.create_server((LOCALHOST, 0))
         login, at, _ = parts.netloc.rpartition("@")
         netloc = f"{login}{at}{LOCALHOST}:{self._listener.getsockname()[1]}"
@@ -57,6 +58,11 @@ class Proxy:
                     end.shutdown(socket.SHUT_RDWR)
         return len(pairs)
 
+    def go_away(self, refusals: int) -> None:
+        """Close every connection, and so many new ones: then it is back."""
+        self._refusals = refusals
+        self.cut()
+
     def freeze(self) -> None:
         """Forward nothing any more and close nothing, as a network does that drops packets."""
         self._flowing.clear()
@@ -71,6 +77,10 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self._refusals:
+                self._refusals -= 1
+                near.close()
+                continue
             Thread(target=self._serve, args=(near,), daemon=True).start()
 
     def _serve(self, near: socket.socket) -> None:

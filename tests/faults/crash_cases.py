@@ -1,0 +1,215 @@
+"""Every step from the return of the body to the acknowledgement, and what is lost there. Pure.
+
+A case is one point of one step, one way to lose something there, one mode of acknowledgement, and
+what else matters: how the calls go on, the broker, the result backend, and two settings. Their
+product has some 30,000 cases. This takes each possible triple of point, way and acknowledgement
+once. The rest is dealt out in turn: of what is possible for a triple, it gets what its way and
+acknowledgement have had least.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+#: How many calls are one batch here.
+SIZE = 4
+
+#: How calls go on and end. All but ``plain`` and ``chord`` also have a ``link_error``.
+MODES = ("plain", "link", "chain", "chord", "fail", "retry")
+DONE = ("plain", "link", "chain", "chord")
+
+ACKS = ("early", "late", "reject")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How a worker is configured."""
+
+    broker: str
+    backend: str
+    #: ``worker_deduplicate_successful_tasks``.
+    dedup: bool
+    #: Whether shortcuts are on: states are stored, and messages acknowledged, together.
+    bulk: bool
+
+    def __str__(self) -> str:
+        options = [self.broker, self.backend]
+        options += ["dedup"] * self.dedup + ["one by one"] * (not self.bulk)
+        return ", ".join(options)
+
+
+#: Celery has no chords and no look-up with ``rpc://``, and this package no bulk results.
+CONFIGS = tuple(
+    Config(broker, backend, dedup, bulk)
+    for backend in ("redis", "database", "rpc")
+    for broker in ("rabbitmq", "redis")
+    for dedup in (False, True)
+    for bulk in (True, False)
+    if backend != "rpc" or not dedup
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a batch.
+
+    Attributes:
+        name: Its name.
+        modes: In which modes calls come there.
+        nth: Of which calls of the batch it is looked at.
+        both: Whether it has a before and an after. Otherwise it is one point.
+        main: Whether it is in the main process.
+        bulk: Whether it is there only with (``True``) or without (``False``) shortcuts.
+        backends: With which backends it is there.
+        acks: With which acknowledgement it is there, before the batch has ended.
+        plain: The same step of an ordinary task, if it has another name.
+    """
+
+    name: str
+    modes: tuple[str, ...] = MODES
+    nth: tuple[int, ...] = (2,)
+    both: bool = True
+    main: bool = False
+    bulk: bool | None = None
+    backends: tuple[str, ...] = ("redis", "database", "rpc")
+    acks: tuple[str, ...] = ACKS
+    plain: str = ""
+
+    @property
+    def points(self) -> list[str]:
+        return [f"{self.name}: before", f"{self.name}: after"] if self.both else [self.name]
+
+
+KEEPS = ("redis", "database")
+STEPS = (
+    Step("body returned", nth=(1,), both=False),
+    Step(
+        "states stored together",
+        ("plain", "chord", "fail"),
+        nth=(1,),
+        bulk=True,
+        backends=KEEPS,
+        plain="state stored",
+    ),
+    Step("link published", ("link",)),
+    Step("next published", ("chain",)),
+    Step("state stored", bulk=False),
+    Step("chord part counted", ("chord",), nth=(2, SIZE), backends=KEEPS),
+    # With a database, a task of Celery's waits for the parts, and calls back.
+    Step("callback published", ("chord",), nth=(1,), backends=("redis",)),
+    Step("errback published", ("fail",)),
+    Step("errback called", ("fail here",)),
+    Step("on_success", DONE, both=False),
+    Step("on_failure", ("fail",), both=False),
+    Step("retry published", ("retry",)),
+    Step("on_retry", ("retry",), both=False),
+    Step("after_return", (*DONE, "fail"), both=False),
+    Step("task_failure", ("fail",), both=False),
+    Step("task_retry", ("retry",), both=False),
+    Step("task_success", DONE, nth=(1,), both=False),
+    Step("task_postrun", nth=(1,), both=False),
+    Step("report sent", nth=(1,)),
+    Step("report read", nth=(1,), both=False, main=True),
+    Step("request notified", nth=(1, SIZE), main=True),
+    Step("event sent", nth=(1, SIZE), main=True),
+    Step("ack written", nth=(1, SIZE), main=True, bulk=False, acks=("late", "reject")),
+    Step(
+        "acks written together",
+        nth=(1,),
+        main=True,
+        bulk=True,
+        acks=("late", "reject"),
+        plain="ack written",
+    ),
+)
+
+#: What is lost, and which steps it is lost at.
+WAYS = ("process killed", "worker killed", "broker cut", "backend away")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One loss at one point."""
+
+    point: str
+    nth: int
+    way: str
+    acks: str
+    mode: str
+    config: Config
+    #: ``batch``, or ``plain`` for an ordinary task.
+    kind: str = "batch"
+    plain_point: str = ""
+
+    @property
+    def calls(self) -> int:
+        return SIZE if self.kind == "batch" or self.mode == "chord" else 1
+
+    @property
+    def id(self) -> str:
+        at = f"{self.point} {self.nth}" if self.nth > 1 else self.point
+        return f"{at} | {self.way} | {self.acks} | {self.mode} | {self.config}"
+
+    def control(self) -> "Case":
+        """Return the same for an ordinary task."""
+        # Of a chord it is the last part that makes a difference.
+        is_last = self.mode == "chord" and self.nth == SIZE
+        return replace(
+            self,
+            kind="plain",
+            point=self.plain_point,
+            nth=SIZE if is_last else 1,
+            config=replace(self.config, bulk=True),
+        )
+
+
+def ways_at(step: Step) -> tuple[str, ...]:
+    # The main process does not use the result backend once the body has returned.
+    return WAYS[:-1] if step.main else WAYS
+
+
+def triples() -> Iterator[tuple[Step, str, str, int, str, str]]:
+    """Yield each possible triple of point, way and acknowledgement."""
+    for step in STEPS:
+        for point in step.points:
+            for nth in step.nth:
+                for way in ways_at(step):
+                    for acks in step.acks:
+                        yield step, point, way, nth, acks, point.replace(step.name, step.plain)
+
+
+def allowed(step: Step, way: str) -> list[tuple[str, Config]]:
+    """Return in which modes and configurations this can be lost at this step."""
+    found = []
+    for config in CONFIGS:
+        if step.bulk not in (None, config.bulk) or config.backend not in step.backends:
+            continue
+        if way == "backend away" and config.backend != "redis":
+            continue  # A file does not go away, and `rpc` is the broker.
+        found += [
+            (mode, config) for mode in step.modes if mode != "chord" or config.backend != "rpc"
+        ]
+    return found
+
+
+def all_cases() -> list[Case]:
+    """Return the cases, each of a batch."""
+    had: Counter[object] = Counter()
+    cases = []
+    for step, point, way, nth, acks, plain in triples():
+
+        def used(pair: tuple[str, Config], way: str = way, acks: str = acks) -> tuple[int, ...]:
+            mode, config = pair
+            axes = (mode, config.broker, config.backend, config.dedup, config.bulk)
+            return (
+                sum(had[way, acks, position, axis] for position, axis in enumerate(axes)),
+                had[mode, config],
+            )
+
+        mode, config = min(allowed(step, way), key=used)
+        axes = (mode, config.broker, config.backend, config.dedup, config.bulk)
+        had.update((way, acks, position, axis) for position, axis in enumerate(axes))
+        had[mode, config] += 1
+        plain = plain if step.plain else point
+        cases.append(Case(point, nth, way, acks, mode, config, plain_point=plain))
+    return cases

@@ -1,0 +1,54 @@
+"""Something is lost at every step between the return of the body and the acknowledgement.
+
+`make crashpoints` runs all cases, and shows the tables. Without it, a few of them run here.
+"""
+
+import os
+
+import pytest
+from faults.crash_cases import all_cases, few_cases
+from faults.crash_judge import Judge
+from faults.crash_known import KNOWN
+from faults.crash_run import run_all
+from faults.crash_table import account
+
+IS_ALL = os.environ.get("CRASHPOINTS") == "all"
+CASES = all_cases() if IS_ALL else few_cases()
+
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.rabbitmq,
+    # The first of them waits for all.
+    pytest.mark.timeout(1800 if IS_ALL else 300),
+]
+
+
+@pytest.fixture(scope="module")
+def results(redis_url, rabbitmq_url, tmp_path_factory, crash_results):
+    """The results of all cases, each with that of an ordinary task."""
+    cases = [*CASES, *dict.fromkeys(case.control() for case in CASES)]
+    urls = {"redis": redis_url, "rabbitmq": rabbitmq_url}
+    directory = tmp_path_factory.mktemp("crash")
+    crash_results.update(run_all(cases, urls, directory, at_once=6 if IS_ALL else 3))
+    return crash_results
+
+
+def known(case):
+    """Return the mark of a case that is known to be worse."""
+    return [pytest.mark.xfail(reason=KNOWN[case.id], strict=True)] if case.id in KNOWN else []
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.id, marks=known(case)) for case in CASES]
+)
+def test_calls_of_a_batch_fare_no_worse_than_ordinary_tasks(case, results):
+    result, control = results[case], results[case.control()]
+    print(f"--- {case.id}\n{result.log}\n--- an ordinary task\n{control.log}\n---")
+    assert result.reached, "the worker never came to this point"
+    assert control.reached, "the worker never came to this point with an ordinary task"
+    verdict = Judge(results).judge(case)
+    assert not verdict.worse, f"{account(result)}\nan ordinary task: {account(control)}"
+
+
+def test_known_cases_are_there():
+    assert {case.id for case in all_cases()}.issuperset(KNOWN)
