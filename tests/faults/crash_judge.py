@@ -6,12 +6,11 @@ worse if an ordinary task fares so that is lost at the same step, or at another 
 way: with the same acknowledgement, and the same `worker_deduplicate_successful_tasks`.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from celery import states
-from faults.crash_cases import ACKS, STEPS, WAYS, Case
+from faults.crash_cases import Case
 from faults.crash_run import Fate, Result
 
 #: What can be wrong, in the words of the table.
@@ -52,7 +51,11 @@ def _wrongs_of_call(case: Case, fate: Fate) -> set[str]:
         FAILED: succeeds and fate.state == states.FAILURE,
     }
     # An outcome that is told in two ways counts for more if it is a success that is stored.
-    return {f"{wrong} ({fate.state})" if wrong == BOTH else wrong for wrong, is_so in wrongs.items() if is_so}
+    return {
+        f"{wrong} ({fate.state})" if wrong == BOTH else wrong
+        for wrong, is_so in wrongs.items()
+        if is_so
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +88,5 @@ class Judge:
 
 
 def _likeness(case: Case) -> object:
-    return case.way, case.acks, case.config.dedup and case.acks != "early"
+    config = case.config
+    return case.way, case.acks, config.dedup and case.acks != "early", config.backend == "rpc"

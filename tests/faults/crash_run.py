@@ -83,6 +83,8 @@ def _run(site, case, number):
         result.chord = callback.state
         reports = site.reports.of("called back")
         result.called_back = sum(report["number"] == str(number) for report in reports)
+    if case.way == "backend away":
+        site.heal()
     result.seconds = time.monotonic() - started
     same = worker is site.worker
     result.log = "\n".join([*worker.log.items[lines:], *([] if same else site.worker.log.items)])

@@ -23,6 +23,10 @@ from redis import Redis
 DEADLINE = 20.0
 #: How often in a row nothing may move until a case is over.
 STILL = 4
+#: The same for one that does not come to its point.
+NEVER = 60
+#: How many calls it may take until the process of the pool has noticed that all is well.
+HEALING = 4
 #: How many connections to the result backend are refused when it is away.
 REFUSALS = 2
 
@@ -96,7 +100,7 @@ class CrashSite:
                 if self.request.recv(100) == b"backend away":
                     backend.go_away(REFUSALS)
                 else:
-                    broker.cut()
+                    broker.cut(after_all=True)
                 self.request.sendall(b"done")
 
         return Handler
@@ -145,7 +149,7 @@ class CrashSite:
         results = {}
         for name in names:
             sig = task.s(name, how)
-            if case.mode in ("link", "retry", "fail"):
+            if case.mode in ("link", "retry"):
                 sig.link(tasks["link"].si(name))
             if case.mode == "fail here":
                 sig.link_error(tasks["errback_here"].s())
@@ -160,21 +164,28 @@ class CrashSite:
     def settle(self, is_done):
         """Wait until nothing moves any more, or give up; return whether nothing does."""
         deadline = time.monotonic() + DEADLINE
-        still, before = 0, None
-        while still < STILL:
+        still, unacked, before = 0, 0, None
+        while still < (STILL if is_done() and not unacked else NEVER):
             self.supervise()
-            now = (self._ready(), self._unacked(), self._census(), len(self.reports.items))
-            moves = now != before or any(now[:3]) or not is_done()
-            still = 0 if moves else still + 1
+            unacked = self._unacked()
+            now = (self._census(), self._ready(), unacked, len(self.reports.items))
+            still = still + 1 if now == before and not any(now[:2]) else 0
+            if unacked and still == STILL:
+                self._deliver_again()
             before = now
             if time.monotonic() > deadline:
                 return False
             PAUSE.wait(0.03)
         return True
 
-    def is_calm(self):
-        """Whether the worker has nothing to do, and the broker nothing for it."""
-        return not (self._census() or self._ready() or self._unacked())
+    def heal(self):
+        """Have the result backend back, and the process of the pool connected to it."""
+        self._backend.come_back()
+        for _ in range(HEALING):
+            result = self.app.tasks["plain_early"].delay("healing", "done")
+            if self.settle(lambda: True) and result.state == "SUCCESS":
+                return
+        raise AssertionError(self.worker.text)
 
     def _ready(self):
         if self.is_redis:
@@ -182,17 +193,15 @@ class CrashSite:
         return self._queue.queue_declare(passive=True).message_count
 
     def _unacked(self):
-        """Return what Redis has as delivered; if nobody has it, deliver it again."""
-        if not self.is_redis:
-            return 0
-        unacked = self._redis.hlen(f"{self._site.queue}:unacked")
-        if unacked and self._census() == 0:
-            # As when the visibility time-out is over.
-            options = {**self.app.conf.broker_transport_options, "visibility_timeout": 0}
-            url = self._site.config["broker_url"]
-            with Connection(url, transport_options=options) as connection:
-                connection.default_channel.qos.restore_visible(num=None, interval=1)
-        return unacked
+        """Return how many messages Redis has as delivered."""
+        return self._redis.hlen(f"{self._site.queue}:unacked") if self.is_redis else 0
+
+    def _deliver_again(self):
+        """Have Redis deliver again what nobody has, as when the visibility time-out is over."""
+        options = {**self.app.conf.broker_transport_options, "visibility_timeout": 0}
+        url = self._site.config["broker_url"]
+        with Connection(url, transport_options=options) as connection:
+            connection.default_channel.qos.restore_visible(num=None, interval=1)
 
     def _census(self):
         """Return how many requests the worker has; -1 if it does not answer."""

@@ -51,9 +51,7 @@ def by_step(results: Mapping[Case, Result]) -> Iterator[list[str]]:
 
 
 def _cell(step: Step, way: str, results: Mapping[Case, Result], judge: Judge) -> str:
-    cases = [
-        c for c in results if c.kind == "batch" and c.way == way and c.point in step.points
-    ]
+    cases = [c for c in results if c.kind == "batch" and c.way == way and c.point in step.points]
     worse = sum(bool(judge.judge(case).worse) for case in cases)
     return f"{len(cases)}, {worse} worse" if worse else str(len(cases))
 
@@ -68,7 +66,9 @@ def columns(rows: Iterable[list[str]]) -> Iterator[str]:
 
 def account(result: Result) -> str:
     """Return a line on what became of each call of a case, equal ones together."""
-    fates = [f"{f.runs} runs, {f.state}, link {f.continued}, errback {f.failed}" for f in result.fates]
+    fates = [
+        f"{f.runs} runs, {f.state}, link {f.continued}, errback {f.failed}" for f in result.fates
+    ]
     counted = [f"{fates.count(fate)} x ({fate})" for fate in dict.fromkeys(fates)]
     chord = [f"chord {result.chord}, called back {result.called_back}"] * (result.chord is not None)
     return "; ".join([*counted, *chord])

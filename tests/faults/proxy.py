@@ -48,20 +48,28 @@ class Proxy:
         with self._lock:
             return ["{}:{}".format(*far.getsockname()) for _, far in self._pairs]
 
-    def cut(self) -> int:
-        """Close every connection, as a broker does that goes away; return how many."""
+    def cut(self, *, after_all: bool = False) -> int:
+        """Close every connection, as a broker does that goes away; return how many.
+
+        `after_all` is to forward first what has been sent.
+        """
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for end in pair:
                 with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+                    # What has come can still be read then.
+                    end.shutdown(socket.SHUT_RD if after_all else socket.SHUT_RDWR)
         return len(pairs)
 
     def go_away(self, refusals: int) -> None:
         """Close every connection, and so many new ones: then it is back."""
         self._refusals = refusals
-        self.cut()
+        self.cut(after_all=True)
+
+    def come_back(self) -> None:
+        """Refuse no connection any more."""
+        self._refusals = 0
 
     def freeze(self) -> None:
         """Forward nothing any more and close nothing, as a network does that drops packets."""

@@ -15,14 +15,17 @@ from functools import wraps
 from pathlib import Path
 from threading import Event
 from time import monotonic
+from typing import ClassVar
 
 from billiard.pool import READY
 from celery import signals
-from celery.backends import base, database, redis, rpc
+from celery.backends import base, database, rpc
+from celery.backends.redis import RedisBackend
 from celery.concurrency import asynpool
 from celery.worker import request as worker_request
 from celery.worker import strategy
 from kombu.message import Message
+from redis.client import Pipeline, Redis
 from reporting import report
 
 from celery_batches.pool import settle
@@ -44,7 +47,7 @@ class State:
     collects = False
     #: Whether this process of the pool has run a call of the tasks, and not reported it yet.
     has_run = False
-    counts = {}
+    counts: ClassVar[dict[int, int]] = {}
 
 
 def is_measured(name):
@@ -145,6 +148,12 @@ def name_of_part(backend, request, *args, **kwargs):
     return "chord part counted" if is_measured(task_of(request)) else None
 
 
+def name_of_write(client, *args, **kwargs):
+    """Redis is told, by a transaction or a script: a state, or a chord part."""
+    is_write = isinstance(client, Pipeline) or args[0] in ("EVALSHA", "EVAL")
+    return "written to Redis" if State.has_run and is_write else None
+
+
 def name_of_publishing(task):
     if is_measured(task):
         return "retry published"
@@ -183,8 +192,10 @@ def wrap_pool():
     # As a class attribute: a backend with a method of its own has its states stored one by one.
     for backend in (base.Backend, rpc.RPCBackend):
         around(backend, "store_result", name_of_state)
-    for backend in (redis.RedisBackend, database.DatabaseBackend):
+    for backend in (RedisBackend, database.DatabaseBackend):
         around(backend, "on_chord_part_return", name_of_part)
+    around(Pipeline, "execute", name_of_write)
+    around(Redis, "execute_command", name_of_write)
     store = settle.store_in_bulk
 
     def collecting(backend, states):
@@ -273,8 +284,8 @@ def name_of_event(request, kind, **fields):
 
 
 def name_of_ack(message, *args, **kwargs):
-    # Without one it is marked only, since all were acknowledged together.
-    is_sent = getattr(message.channel, "no_ack_consumers", None) is not None
+    # A channel of this package is for marking it only, when all were acknowledged together.
+    is_sent = not type(message.channel).__module__.startswith("celery_batches")
     return "ack written" if is_sent and is_measured(message.headers.get("task")) else None
 
 
