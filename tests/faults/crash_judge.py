@@ -3,7 +3,8 @@
 An ordinary task is lost at one step. When a batch is lost, each of its calls has come to a step of
 its own: some are told, one is half told, some are not begun with. So what became of a call is no
 worse if an ordinary task fares so that is lost at the same step, or at another step in the same
-way: with the same acknowledgement, and the same `worker_deduplicate_successful_tasks`.
+way: with the same acknowledgement, and the same `worker_deduplicate_successful_tasks`. That a chord
+waits though all its parts have a state is worse in any case but at the very same step.
 """
 
 from collections.abc import Mapping
@@ -15,13 +16,13 @@ from faults.crash_run import Fate, Result
 
 #: What can be wrong, in the words of the table.
 STUCK = "stuck"
-CHORD_STUCK = "chord stuck"
+CHORD_STUCK = "chord waits for a call"
+CHORD_FORGOTTEN = "chord waits for nothing"
 LOST = "continuation lost"
 TWICE = "run twice"
 BOTH = "link and errback"
 TOLD_TWICE = "told twice"
 FAILED = "failed"
-COLUMNS = (CHORD_STUCK, STUCK, LOST, TWICE, BOTH, TOLD_TWICE, FAILED)
 
 CONTINUED = ("link", "chain", "retry")
 FAILING = ("fail", "fail here")
@@ -31,7 +32,8 @@ def wrongs_of(result: Result) -> set[str]:
     """Return what is wrong with the calls of a case, or with their chord."""
     found = set().union(*(_wrongs_of_call(result.case, fate) for fate in result.fates))
     if result.chord is not None:
-        found |= {CHORD_STUCK} if result.chord not in states.READY_STATES else set()
+        if result.chord not in states.READY_STATES:
+            found.add(CHORD_STUCK if STUCK in found else CHORD_FORGOTTEN)
         found |= {TOLD_TWICE} if result.called_back > 1 else set()
     return found
 
@@ -83,7 +85,8 @@ class Judge:
     def judge(self, case: Case) -> Verdict:
         """Return the verdict on the case of a batch."""
         wrongs = wrongs_of(self._results[case])
-        ordinary = wrongs_of(self._results[case.control()]) | self._elsewhere[_likeness(case)]
+        elsewhere = self._elsewhere[_likeness(case)] - {CHORD_FORGOTTEN}
+        ordinary = wrongs_of(self._results[case.control()]) | elsewhere
         return Verdict(frozenset(wrongs), frozenset(wrongs - ordinary))
 
 

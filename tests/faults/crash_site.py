@@ -93,17 +93,28 @@ class CrashSite:
         return os.path.join(self._sockets.name, name)
 
     def _handler(self):
-        broker, backend = self._broker, self._backend
+        broker, backend, arrive = self._broker, self._backend, self._arrive
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self):
-                if self.request.recv(100) == b"backend away":
+                order = self.request.recv(100)
+                if order == b"backend away":
                     backend.go_away(REFUSALS)
                 else:
+                    arrive()
+                if order == b"broker cut":
                     broker.cut(after_all=True)
                 self.request.sendall(b"done")
 
         return Handler
+
+    def _arrive(self):
+        """Wait until the worker has what Redis has for it, unless it does not take it."""
+        deadline = time.monotonic() + 1
+        still = 0
+        while self.is_redis and still < STILL and time.monotonic() < deadline:
+            still = 0 if self._ready() else still + 1
+            PAUSE.wait(0.02)
 
     def _start(self):
         with contextlib.suppress(FileNotFoundError):

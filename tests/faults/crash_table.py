@@ -3,11 +3,20 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from faults.crash_cases import ACKS, STEPS, WAYS, Case, Step
-from faults.crash_judge import BOTH, CHORD_STUCK, LOST, STUCK, TOLD_TWICE, TWICE, Judge, wrongs_of
+from faults.crash_judge import (
+    BOTH,
+    CHORD_FORGOTTEN,
+    LOST,
+    STUCK,
+    TOLD_TWICE,
+    TWICE,
+    Judge,
+    wrongs_of,
+)
 from faults.crash_run import Result
 
 HEADINGS = {
-    "chords wait": (CHORD_STUCK,),
+    "chords wait": (CHORD_FORGOTTEN,),
     "no state": (STUCK,),
     "not continued": (LOST,),
     "run again": (TWICE,),

@@ -18,9 +18,7 @@ from time import monotonic
 from typing import ClassVar
 
 from billiard.pool import READY
-from celery import signals
-from celery.backends import base, database, rpc
-from celery.backends.redis import RedisBackend
+from celery import current_app, signals
 from celery.concurrency import asynpool
 from celery.worker import request as worker_request
 from celery.worker import strategy
@@ -96,6 +94,9 @@ def kill_process(way):
 
 
 def kill_worker(way):
+    if os.getpid() != State.main:
+        # What Redis is just giving to the main process would be lost with it.
+        ask_test("arrive")
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
@@ -190,10 +191,12 @@ SIGNALS = {
 def wrap_pool():
     """Wrap what runs in the process of the pool."""
     # As a class attribute: a backend with a method of its own has its states stored one by one.
-    for backend in (base.Backend, rpc.RPCBackend):
-        around(backend, "store_result", name_of_state)
-    for backend in (RedisBackend, database.DatabaseBackend):
-        around(backend, "on_chord_part_return", name_of_part)
+    for method, name_of in (
+        ("store_result", name_of_state),
+        ("on_chord_part_return", name_of_part),
+    ):
+        kinds = type(current_app.backend).__mro__
+        around(next(kind for kind in kinds if method in vars(kind)), method, name_of)
     around(Pipeline, "execute", name_of_write)
     around(Redis, "execute_command", name_of_write)
     store = settle.store_in_bulk
