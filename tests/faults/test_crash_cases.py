@@ -1,4 +1,4 @@
-"""The cases of `test_crash_points` cover what they are said to cover, and are judged by the rule."""
+"""The cases of `test_crash_points` cover what they say, and are judged by their rule."""
 
 from dataclasses import replace
 

@@ -9,6 +9,7 @@ import socket
 
 from celery import Celery, Task, bootsteps
 from celery.worker import state
+from celery.worker.request import Request
 from crash_points import body, is_measured, reach
 from reporting import report
 
@@ -31,12 +32,15 @@ class Census(bootsteps.StartStopStep):
             Census.listener.bind(os.environ["CENSUS"])
             Census.listener.listen(10)
         # A new connection to the broker has a new event loop.
-        parent.hub.add_reader(Census.listener, count)
+        parent.hub.add_reader(Census.listener, count, parent.timer)
 
 
-def count():
+def count(timer):
+    entries = [waiting.entry for waiting in timer.schedule.queue]
+    # Celery's retry, and what polls for the parts of a chord, wait for their ETA.
+    scheduled = [e for e in entries if not e.canceled and isinstance((*e.args, 0)[0], Request)]
+    requests = len(state.reserved_requests) + len(state.active_requests) + len(scheduled)
     with Census.listener.accept()[0] as caller, contextlib.suppress(OSError):
-        requests = len(state.reserved_requests) + len(state.active_requests)
         caller.sendall(str(requests).encode())
 
 
