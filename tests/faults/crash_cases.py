@@ -16,10 +16,11 @@ from typing import TypeAlias
 #: How many calls are one batch here.
 SIZE = 4
 
-#: How calls go on and end. All but ``plain`` and ``chord`` also have a ``link_error``.
+#: How calls go on and end. All but ``plain`` and ``chord`` also have a ``link_error``. There are two
+#: variants of ``fail``: with none, and with one that is called where the call has failed.
 MODES = ("plain", "link", "chain", "chord", "fail", "retry")
 #: In which modes nothing is published.
-SILENT = ("plain", "fail here")
+SILENT = ("plain", "fail here", "fail alone")
 DONE = ("plain", "link", "chain", "chord")
 
 ACKS = ("early", "late", "reject")
@@ -99,7 +100,7 @@ STEPS = (
     Step("body returned", nth=(1,), both=False),
     Step(
         "states stored together",
-        ("plain", "chord", "fail"),
+        ("plain", "fail alone"),
         nth=(1,),
         bulk=True,
         backends=KEEPS,

@@ -39,7 +39,7 @@ def wrongs_of(result: Result) -> set[str]:
 
 
 def _wrongs_of_call(case: Case, fate: Fate) -> set[str]:
-    succeeds = case.mode not in FAILING
+    succeeds = not case.mode.startswith("fail")
     is_lost = {
         states.SUCCESS: case.mode in CONTINUED and not fate.continued,
         states.FAILURE: case.mode in CONTINUED + FAILING and not fate.failed,

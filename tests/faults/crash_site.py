@@ -152,7 +152,8 @@ class CrashSite:
         """Make the calls of a case; return their results, and that of their chord."""
         tasks, task = self.app.tasks, self.app.tasks[f"{case.kind}_{case.acks}"]
         names = [f"{number}.{call}" for call in range(case.calls)]
-        how = {"fail": "fail", "fail here": "fail", "retry": "retry"}.get(case.mode, "done")
+        how = case.mode.partition(" ")[0]
+        how = how if how in ("fail", "retry") else "done"
         if case.mode == "chord":
             header = [task.s(name, how) for name in names]
             result = chord(header)(tasks["callback"].si(str(number)))
@@ -164,7 +165,7 @@ class CrashSite:
                 sig.link(tasks["link"].si(name))
             if case.mode == "fail here":
                 sig.link_error(tasks["errback_here"].s())
-            elif case.mode != "plain":
+            elif case.mode not in ("plain", "fail alone"):
                 sig.link_error(tasks["errback"].si(name))
             if case.mode == "chain":
                 results[name] = chain(sig, tasks["next"].si(name)).apply_async().parent
