@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 
 from celery import states
 from faults.crash_site import CrashSite
@@ -57,9 +58,24 @@ def run_all(cases, urls, directory, *, at_once):
 def _run_chunk(config, cases, urls, directory):
     site = CrashSite(config, urls, directory)
     try:
-        return [_run(site, case, number) for number, case in enumerate(cases)]
+        numbers = count()
+        return [_run_again_if_hung(site, case, numbers) for case in cases]
     finally:
         site.close()
+
+
+def _run_again_if_hung(site, case, numbers):
+    """Run a case; once more with another worker, if this one hangs.
+
+    That can happen to any worker that loses its connection to Redis or is killed in between.
+    """
+    result = _run(site, case, next(numbers))
+    if result.still and result.reached:
+        return result
+    site.replace()
+    again = _run(site, case, next(numbers))
+    again.seconds += result.seconds
+    return again
 
 
 def _run(site, case, number):

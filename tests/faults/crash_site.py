@@ -131,6 +131,11 @@ class CrashSite:
             self.worker.kill()
             self._start()
 
+    def replace(self):
+        """Have another worker, which has done what was left to do."""
+        self.worker.kill()
+        self.settle(lambda: True)
+
     def order(self, case, number):
         """Have the worker lose something when it comes to the point of this case."""
         order = {"case": number, "point": case.point, "nth": case.nth, "way": case.way}
