@@ -16,8 +16,8 @@ from typing import TypeAlias
 #: How many calls are one batch here.
 SIZE = 4
 
-#: How calls go on and end. All but ``plain`` and ``chord`` also have a ``link_error``. There are two
-#: variants of ``fail``: with none, and with one that is called where the call has failed.
+#: How calls go on and end. All but ``plain`` and ``chord`` also have a ``link_error``. ``fail`` has
+#: two variants: with none, and with one that is called where the call has failed.
 MODES = ("plain", "link", "chain", "chord", "fail", "retry")
 #: In which modes nothing is published.
 SILENT = ("plain", "fail here", "fail alone")
