@@ -21,6 +21,8 @@ SIZE = 4
 MODES = ("plain", "link", "chain", "chord", "fail", "retry")
 #: In which modes nothing is published.
 SILENT = ("plain", "fail here", "fail alone")
+#: What is published when a call ends.
+PUBLISHED = {"link": "link", "chain": "next", "fail": "errback", "retry": "retry"}
 DONE = ("plain", "link", "chain", "chord")
 
 ACKS = ("early", "late", "reject")
@@ -179,6 +181,15 @@ class Case:
             point=self.plain_point,
             nth=nth,
         )
+
+    def neighbours(self) -> list["Case"]:
+        """Return further losses of an ordinary task: where other calls of the batch are then."""
+        control = replace(self.control(), nth=1)
+        found = [replace(control, point="body returned", mode="plain")]
+        published = PUBLISHED.get(self.mode)
+        if published is not None and self.way == "process killed":
+            found.append(replace(control, point=f"{published} published: after"))
+        return found
 
 
 def ways_at(step: Step) -> tuple[str, ...]:

@@ -1,3 +1,46 @@
-"""The cases in which a batch is known to fare worse than ordinary tasks, with the reason."""
+"""In what batches are known to fare worse than ordinary tasks. Delete here what is mended.
 
-KNOWN: dict[str, str] = {}
+A mark that excuses no case of a run is an error of its own.
+"""
+
+from dataclasses import dataclass
+
+from faults.crash_cases import Case
+from faults.crash_judge import CHORD_FORGOTTEN, CHORD_STUCK, LOST, STUCK
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A defect that is known.
+
+    Attributes:
+        reason: What it is.
+        ways: What is lost when it shows.
+        wrongs: What is wrong then.
+    """
+
+    reason: str
+    ways: tuple[str, ...]
+    wrongs: frozenset[str]
+
+    def covers(self, case: Case, wrong: str) -> bool:
+        return case.way in self.ways and wrong in self.wrongs
+
+
+KNOWN = (
+    Known(
+        "a failure that cannot be stored is only logged: the main process does not store it later",
+        ("backend away",),
+        frozenset({STUCK, LOST, CHORD_STUCK}),
+    ),
+    Known(
+        "a chord part that cannot be counted is only logged",
+        ("backend away",),
+        frozenset({CHORD_FORGOTTEN}),
+    ),
+    Known(
+        "chord parts are stored, and not counted with that",
+        ("process killed", "worker killed"),
+        frozenset({CHORD_FORGOTTEN}),
+    ),
+)

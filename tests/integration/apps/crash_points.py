@@ -23,7 +23,8 @@ from celery.concurrency import asynpool
 from celery.worker import request as worker_request
 from celery.worker import strategy
 from kombu.message import Message
-from redis.client import Pipeline, Redis
+from redis.client import Pipeline
+from redis.commands.core import Script
 from reporting import report
 
 from celery_batches.pool import settle
@@ -149,10 +150,14 @@ def name_of_part(backend, request, *args, **kwargs):
     return "chord part counted" if is_measured(task_of(request)) else None
 
 
-def name_of_write(client, *args, **kwargs):
+def name_of_write(pipeline, *args, **kwargs):
     """Redis is told, by a transaction or a script: a state, or a chord part."""
-    is_write = isinstance(client, Pipeline) or args[0] in ("EVALSHA", "EVAL")
-    return "written to Redis" if State.has_run and is_write else None
+    return "written to Redis" if State.has_run else None
+
+
+def name_of_script(script, *args, client=None, **kwargs):
+    # In a pipeline it is sent with that.
+    return "written to Redis" if State.has_run and not isinstance(client, Pipeline) else None
 
 
 def name_of_publishing(task):
@@ -198,7 +203,7 @@ def wrap_pool():
         kinds = type(current_app.backend).__mro__
         around(next(kind for kind in kinds if method in vars(kind)), method, name_of)
     around(Pipeline, "execute", name_of_write)
-    around(Redis, "execute_command", name_of_write)
+    around(Script, "__call__", name_of_script)
     store = settle.store_in_bulk
 
     def collecting(backend, states):
