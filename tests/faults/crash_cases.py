@@ -174,7 +174,9 @@ class Case:
         # Of a chord it is the last part that makes a difference.
         nth = SIZE if self.mode == "chord" and self.nth == SIZE else 1
         if self.point.startswith("written"):
-            nth = min(self.nth, 2)  # The state, and the part.
+            # An ordinary task writes its state, and then its part. With shortcuts, both are one.
+            is_part = self.point.endswith("after") if self.config.bulk else self.nth % 2 == 0
+            nth = 2 if is_part else 1
         return replace(
             self,
             kind="plain",
