@@ -29,14 +29,9 @@ class Known:
 
 KNOWN = (
     Known(
-        "a failure that cannot be stored is only logged: the main process does not store it later",
+        "what cannot be stored or counted is only logged: the main process does not store it later",
         ("backend away",),
-        frozenset({STUCK, LOST, CHORD_STUCK}),
-    ),
-    Known(
-        "a chord part that cannot be counted is only logged",
-        ("backend away",),
-        frozenset({CHORD_FORGOTTEN}),
+        frozenset({STUCK, LOST, CHORD_STUCK, CHORD_FORGOTTEN}),
     ),
     Known(
         "chord parts are stored, and not counted with that",

@@ -22,9 +22,9 @@ from redis import Redis
 #: Seconds until a case is given up. Only one in which something waits for ever takes so long.
 DEADLINE = 20.0
 #: How often in a row nothing may move until a case is over.
-STILL = 4
+STILL = 3
 #: The same for one that does not come to its point.
-NEVER = 60
+NEVER = 40
 #: How many calls it may take until the process of the pool has noticed that all is well.
 HEALING = 4
 #: How many connections to the result backend are refused when it is away.
@@ -192,7 +192,7 @@ class CrashSite:
             before = now
             if time.monotonic() > deadline:
                 return False
-            PAUSE.wait(0.03)
+            PAUSE.wait(0.05)
         return True
 
     def heal(self):
