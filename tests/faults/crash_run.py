@@ -97,8 +97,7 @@ def _run(site, case, number):
     result.fates = [fate_of(site, name, call) for name, call in calls.items()]
     if callback is not None:
         result.chord = callback.state
-        reports = site.reports.of("called back")
-        result.called_back = sum(report["number"] == str(number) for report in reports)
+        result.called_back = _told(site, "called back", str(number))
     if case.way == "backend away":
         site.heal()
     result.seconds = time.monotonic() - started
@@ -109,10 +108,15 @@ def _run(site, case, number):
 
 def fate_of(site, name, call):
     """Return what became of a call."""
-    reports = site.reports
     return Fate(
-        runs=sum(name in report["numbers"] for report in reports.of("run")),
+        runs=sum(name in report["numbers"] for report in site.reports.of("run")),
         state=call.state,
-        continued=sum(report["number"] == name for report in reports.of("continued")),
-        failed=sum(report["number"] == name for report in reports.of("failed")),
+        continued=_told(site, "continued", name),
+        failed=_told(site, "failed", name),
     )
+
+
+def _told(site, event, name):
+    """Return how often a task was published that says so, and has run."""
+    again = [report["again"] for report in site.reports.of(event) if report["number"] == name]
+    return max(again.count(False), bool(again))

@@ -102,31 +102,36 @@ for acks, options in ACKS.items():
     app.task(name=f"plain_{acks}", base=Handlers, bind=True, **options)(run_plain)
 
 
-@app.task(name="link", ignore_result=True)
-def link(number):
-    report("continued", number=number)
+def tell(event, task, number):
+    # One that is delivered again, since its own acknowledgement was lost, was published once.
+    report(event, number=number, again=bool(task.request.delivery_info["redelivered"]))
 
 
-@app.task(name="next", ignore_result=True)
-def following(number):
-    report("continued", number=number)
+@app.task(name="link", bind=True, ignore_result=True)
+def link(self, number):
+    tell("continued", self, number)
 
 
-@app.task(name="callback")
-def callback(number):
-    report("called back", number=number)
+@app.task(name="next", bind=True, ignore_result=True)
+def following(self, number):
+    tell("continued", self, number)
 
 
-@app.task(name="errback", ignore_result=True)
-def errback(number):
-    report("failed", number=number)
+@app.task(name="callback", bind=True)
+def callback(self, number):
+    tell("called back", self, number)
+
+
+@app.task(name="errback", bind=True, ignore_result=True)
+def errback(self, number):
+    tell("failed", self, number)
 
 
 @app.task(name="errback_here", ignore_result=True)
 def errback_here(request, exc, traceback):
     """Celery calls it where the call has failed, since it takes more than one argument."""
     reach("errback called: before")
-    report("failed", number=request.args[0])
+    report("failed", number=request.args[0], again=False)
     if is_measured(request.task):
         reach("errback called: after")
 
