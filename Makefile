@@ -12,7 +12,7 @@ ARGS =
 JOBS = 3
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types dist installed peers containers docs bench soak faults matrix clean
+.PHONY: help demo test lint types dist installed peers containers docs bench soak faults crashpoints matrix clean
 
 help:
 	@echo "make demo     see it work: one worker, one batch task, what it saves"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench    this package beside its peers; ARGS='--list' for the cases"
 	@echo "make soak     a million messages through one worker, whose memory must not grow"
 	@echo "make faults   110 faults on brokers of its own, and what happened to each message (10 minutes)"
+	@echo "make crashpoints  something is lost at each step of settling a batch (10 minutes)"
 	@echo "make containers  a worker and brokers in containers; needs Docker, is skipped without it"
 	@echo "make matrix   the tests on every Python found here, with the oldest and newest Celery"
 	@echo "              (MATRIX=full: with every Celery)"
@@ -94,6 +95,11 @@ docs: installed
 # For each of two brokers, so many faults; the tests start the brokers.
 faults: installed
 	FAULTS=$(FAULTS) $(BIN)/pytest tests/faults/test_ledger.py $(ARGS)
+
+# Of batches and of ordinary tasks; it takes six workers at a time.
+crashpoints: installed
+	CRASHPOINTS=all $(BIN)/python scripts/services.py run \
+	    $(BIN)/pytest tests/faults/test_crash_points.py $(ARGS)
 
 matrix: $(VENV)/matrix.stamp peers
 	$(BIN)/python scripts/services.py run $(BIN)/python scripts/matrix.py $(MATRIX)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import brokers
 import pytest
+from faults.crash_cases import Case
+from faults.crash_run import Result
+from faults.crash_table import by_step, by_way, columns
 from faults.fleet import Faults
 from faults.ledger import Totals, table
 from integration.conftest import backend, broker, deploy, reports
@@ -60,6 +63,15 @@ def start(name: str, directory: Path) -> brokers.Server:
     return brokers.start_rabbitmq(directory)
 
 
+CRASHES = pytest.StashKey[dict[Case, Result]]()
+
+
+@pytest.fixture(scope="session")
+def crash_results(pytestconfig: pytest.Config) -> dict[Case, Result]:
+    """The results of `test_crash_points`, whose tables are shown at the end."""
+    return pytestconfig.stash.setdefault(CRASHES, {})
+
+
 TOTALS = pytest.StashKey[list[tuple[dict[str, Totals], Faults, int]]]()
 
 
@@ -76,21 +88,35 @@ def totals(pytestconfig: pytest.Config) -> Callable[..., None]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Show the ledgers' totals."""
-    kept = config.stash.get(TOTALS, [])
-    if not kept:
-        return
+    """Show the ledgers' totals, and the tables of crash points."""
+    if results := config.stash.get(CRASHES, {}):
+        _show_crashes(terminalreporter, results)
+    if kept := config.stash.get(TOTALS, []):
+        _show_totals(terminalreporter, kept)
+
+
+def _show_crashes(reporter: pytest.TerminalReporter, results: dict[Case, Result]) -> None:
+    seconds = sum(result.seconds for result in results.values())
+    reporter.section(f"{len(results)} losses, of batches / ordinary tasks, in {seconds:.0f} s")
+    for rows in (by_way(results), by_step(results)):
+        for line in [*columns(rows), ""]:
+            reporter.line(line)
+
+
+def _show_totals(
+    reporter: pytest.TerminalReporter, kept: list[tuple[dict[str, Totals], Faults, int]]
+) -> None:
     injected = Counter[str]()
     rows: dict[str, Totals] = {}
     for totals, faults, _ in kept:
         injected.update(faults.done)
         rows.update(totals)
-    terminalreporter.section(f"{injected.total()} faults, FAULTS_SEED={kept[0][2]}")
+    reporter.section(f"{injected.total()} faults, FAULTS_SEED={kept[0][2]}")
     for kind, number in sorted(injected.items()):
-        terminalreporter.line(f"{number:>4} {kind}")
+        reporter.line(f"{number:>4} {kind}")
     ended = sum(faults.ended for _, faults, _ in kept)
-    terminalreporter.line(f"{ended:>4} workers ended by themselves, for a fault of kombu's")
+    reporter.line(f"{ended:>4} workers ended by themselves, for a fault of kombu's")
     hung = sum(faults.hung for _, faults, _ in kept)
-    terminalreporter.line(f"{hung:>4} workers hung when shut down cold, for a fault of Celery's")
+    reporter.line(f"{hung:>4} workers hung when shut down cold, for a fault of Celery's")
     for line in table(rows):
-        terminalreporter.line(line)
+        reporter.line(line)

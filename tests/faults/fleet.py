@@ -23,6 +23,10 @@ KNOWN_END = "Unrecoverable error: AttributeError(\"'NoneType' object has no attr
 KNOWN_HANG = r"^ *with buffer_lock:$"
 
 
+#: How often a call with poison ends its process.
+LIVES = 3
+
+
 class Tally(Reports):
     """Reports that are counted as they come, for there are many."""
 
@@ -184,7 +188,10 @@ class Faults:
         "cold shutdown",
         "pool restarted",
         "pool grown and shrunk",
+        "process lost while settling",
     )
+    #: Calls that end the process that runs them, some times: the tests have them by switch only.
+    POISON = "poison"
 
     def __init__(self, site, server, random, size):
         self._site = site
@@ -300,6 +307,24 @@ class Faults:
     def _pool_grown_and_shrunk(self, member):
         self._control(member, "pool_grow", arguments={"n": 1})
         self._control(member, "pool_shrink", arguments={"n": 1})
+
+    def _process_lost_while_settling(self, member):
+        had = self._reports.count("killed")
+        (self._site.directory / "settling").touch()
+        self._reports.wait_until("killed", had + 1)
+
+    def _poison(self, member):
+        had = self._reports.count("killed")
+        number = f"poison-{self.done.get(self.POISON, 0)}"
+        lives = [f"{number}-{life}" for life in range(LIVES)]
+        for life in lives:
+            (self._site.directory / life).touch()
+        task = self._site.app.tasks[self._random.choice(["late_small", "late_big", "plain_late"])]
+        self._reports.put({"event": "sending", "number": number, "name": task.name, "mode": "late"})
+        with self._site.app.connection_for_write() as connection:
+            task.apply_async(args=[0, *lives], task_id=number, connection=connection)
+        self._reports.put({"event": "sent", "number": number})
+        self._reports.wait_until("killed", had + LIVES)
 
     def _control(self, member, command, **options):
         # Not one from before the broker was restarted.

@@ -20,6 +20,7 @@ class Proxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._flowing = Event()
         self._flowing.set()
+        self._refusals = 0
         self._listener = socket.create_server((LOCALHOST, 0))
         login, at, _ = parts.netloc.rpartition("@")
         netloc = f"{login}{at}{LOCALHOST}:{self._listener.getsockname()[1]}"
@@ -47,15 +48,28 @@ class Proxy:
         with self._lock:
             return ["{}:{}".format(*far.getsockname()) for _, far in self._pairs]
 
-    def cut(self) -> int:
-        """Close every connection, as a broker does that goes away; return how many."""
+    def cut(self, *, after_all: bool = False) -> int:
+        """Close every connection, as a broker does that goes away; return how many.
+
+        `after_all` is to forward first what has been sent.
+        """
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for end in pair:
                 with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+                    # What has come can still be read then.
+                    end.shutdown(socket.SHUT_RD if after_all else socket.SHUT_RDWR)
         return len(pairs)
+
+    def go_away(self, refusals: int) -> None:
+        """Close every connection, and so many new ones: then it is back."""
+        self._refusals = refusals
+        self.cut(after_all=True)
+
+    def come_back(self) -> None:
+        """Refuse no connection any more."""
+        self._refusals = 0
 
     def freeze(self) -> None:
         """Forward nothing any more and close nothing, as a network does that drops packets."""
@@ -71,6 +85,10 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self._refusals:
+                self._refusals -= 1
+                near.close()
+                continue
             Thread(target=self._serve, args=(near,), daemon=True).start()
 
     def _serve(self, near: socket.socket) -> None:

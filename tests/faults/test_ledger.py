@@ -2,6 +2,7 @@
 
 Environment variables: ``FAULTS`` is the number of faults for each broker. ``FAULTS_SEED`` makes
 them the same again: which, and in what order; the moment of each is up to the machine too.
+``FAULTS_POISON=1`` adds calls that end the process which runs them.
 """
 
 import os
@@ -15,6 +16,7 @@ from faults.ledger import Ledger, table
 from harness import DEADLINE
 
 FAULTS = int(os.environ.get("FAULTS", "8"))
+HAS_POISON = os.environ.get("FAULTS_POISON") == "1"
 SEED = int(os.environ.get("FAULTS_SEED", "0")) or Random().randrange(1, 10**6)
 #: Seconds after which Redis gives a message to another worker: longer than any is held here.
 VISIBILITY_TIMEOUT = 12
@@ -195,9 +197,10 @@ def history(items, wrongs):
 
 def plan(random):
     """Return the kinds of faults to inject: each kind comes up before one comes up again."""
+    each = [*Faults.KINDS, *[Faults.POISON] * HAS_POISON]
     kinds = []
     while len(kinds) < FAULTS:
-        kinds += random.sample(Faults.KINDS, len(Faults.KINDS))
+        kinds += random.sample(each, len(each))
     return kinds[:FAULTS]
 
 

@@ -5,7 +5,9 @@ key of its own that goes with it into the pool.
 """
 
 import os
+import signal
 from itertools import count
+from pathlib import Path
 from time import sleep
 
 from celery import Celery, Task, bootsteps, signals
@@ -17,6 +19,8 @@ from celery_batches import Batches
 app = Celery("ledger")
 app.config_from_object("celeryconfig")
 counter = count(1)
+#: Where the test leaves its orders.
+DIRECTORY = Path(__file__).parent
 
 
 class Connected(bootsteps.StartStopStep):
@@ -66,7 +70,32 @@ def on_received(request, **kwargs):
     )
 
 
-class Reporting(Batches):
+def take(name):
+    """Take an order of the test to lose this process; each is for whoever comes first."""
+    try:
+        (DIRECTORY / name).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def die():
+    report("killed", pids=[os.getpid()])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Settling(Task):
+    """Its process may be lost when the body has ended, and the worker does not know it yet."""
+
+    abstract = True
+
+    def on_success(self, retval, task_id, args, kwargs):
+        if take("settling"):
+            die()
+
+
+class Reporting(Settling, Batches):
+    abstract = True
     Request = ReportingRequest
 
     def flush(self, requests):
@@ -74,23 +103,29 @@ class Reporting(Batches):
         return super().flush(requests)
 
 
-class Plain(Task):
+class Plain(Settling):
+    abstract = True
     Request = ReportingRequest
 
 
-def work(keys, seconds):
+def work(keys, seconds, poison=()):
+    """Run, as these keys; a call with poison ends its process as often as it was given files."""
     report("run", keys=keys)
+    if any(map(take, poison)):
+        die()
     sleep(seconds)  # It is there to be broken.
     report("ended", keys=keys)
 
 
 def work_on_batch(requests):
     # As long as the one that wants it longest.
-    work([key_of(request) for request in requests], max(request.args[0] for request in requests))
+    seconds = max(request.args[0] for request in requests)
+    poison = [name for request in requests for name in request.args[1:]]
+    work([key_of(request) for request in requests], seconds, poison)
 
 
-def work_on_one(self, seconds):
-    work([key_of(self.request)], seconds / 10)
+def work_on_one(self, seconds, *poison):
+    work([key_of(self.request)], seconds / 10, poison)
 
 
 LATE = {"acks_late": True, "reject_on_worker_lost": True}
