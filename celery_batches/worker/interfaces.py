@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .job import BatchJob
     from .member_request import MemberRequest
 
-__all__ = ("Bucket", "Consumer", "Pool", "Timer")
+__all__ = ("Bucket", "Consumer", "Pool", "TerminatingPool", "Timer")
 
 
 class Timer(Protocol):
@@ -66,3 +66,10 @@ class Pool(Protocol):
 
     def apply_async(self, target: Callable[..., Any], args: Any = (), **options: Any) -> Any:
         """Run a function; return a handle, or None where the pool has none."""
+
+
+class TerminatingPool(Protocol):
+    """The method of a pool by which Celery's request ends a process."""
+
+    def terminate_job(self, pid: int, signal: int) -> None:
+        """Send a signal to a process of the pool."""

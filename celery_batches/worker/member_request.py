@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from billiard.einfo import ExceptionInfo
 from celery import signals
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ..task import Batches
     from .endings import BatchEndings
+    from .interfaces import TerminatingPool
     from .strategy import BatchStrategy
 
 __all__ = ("MemberRequest", "SignalLog", "member_class", "notify")
@@ -39,13 +40,6 @@ T = TypeVar("T")
 
 #: The ids of the members that have sent a signal to the process of their batch, by signal.
 SignalLog = dict[int, set[str]]
-
-
-class TerminatingPool(Protocol):
-    """The method of a pool by which Celery's request ends a process."""
-
-    def terminate_job(self, pid: int, signal: int) -> None:
-        """Send a signal to a process of the pool."""
 
 
 if TYPE_CHECKING:
@@ -168,9 +162,7 @@ class MemberRequest(_Request):
         exc = exception_of(exc_info)
         if isinstance(exc, Ignore | Reject):
             return
-        self.task.backend.mark_as_failure(
-            self.id, exc, request=self._context, store_result=self.store_errors
-        )
+        self._store_failure(exc)
         self.task.request_stack.push(self._context)
         try:
             signals.task_failure.send(
@@ -184,6 +176,17 @@ class MemberRequest(_Request):
             )
         finally:
             self.task.request_stack.pop()
+
+    def _store_failure(self, exc: BaseException, *, attempts: int = 2) -> None:
+        try:
+            self.task.backend.mark_as_failure(
+                self.id, exc, request=self._context, store_result=self.store_errors
+            )
+        except Exception:
+            if attempts == 1:
+                raise
+            # A lost connection is noticed when it is used. The next attempt makes a new one.
+            self._store_failure(exc, attempts=attempts - 1)
 
     def refuse(self, exc: Exception) -> None:
         """Reject this request, whose headers cannot be used in a batch, and fail it."""

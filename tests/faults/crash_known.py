@@ -6,7 +6,6 @@ A mark that excuses no case of a run is an error of its own.
 from dataclasses import dataclass
 
 from faults.crash_cases import Case
-from faults.crash_judge import CHORD_FORGOTTEN, CHORD_STUCK, LOST, STUCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +26,4 @@ class Known:
         return case.way in self.ways and wrong in self.wrongs
 
 
-KNOWN = (
-    Known(
-        "what cannot be stored or counted is only logged: the main process does not store it later",
-        ("backend away",),
-        frozenset({STUCK, LOST, CHORD_STUCK, CHORD_FORGOTTEN}),
-    ),
-    Known(
-        "chord parts are stored, and not counted with that",
-        ("process killed", "worker killed"),
-        frozenset({CHORD_FORGOTTEN}),
-    ),
-)
+KNOWN: tuple[Known, ...] = ()

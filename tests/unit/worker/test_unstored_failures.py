@@ -11,7 +11,7 @@ from celery import signals
 from celery_batches import Batches
 from celery_batches.errors import UnstoredFailure
 from celery_batches.pool.trace import trace_batch
-from kit.jobs import RecordedJob
+from kit.jobs import RecordedJob, boom
 
 
 class Away:
@@ -19,10 +19,13 @@ class Away:
 
     def __init__(self, backend: Any, patch: pytest.MonkeyPatch) -> None:
         self.is_away = True
+        #: How many more writes fail when it is back.
+        self.broken = 0
         store = backend._store_result
 
         def _store_result(*args: Any, **kwargs: Any) -> Any:
-            if self.is_away:
+            if self.is_away or self.broken:
+                self.broken = max(0, self.broken - 1)
                 raise ConnectionError("away")
             return store(*args, **kwargs)
 
@@ -92,6 +95,26 @@ def test_the_main_process_stores_and_tells(
     assert errors == ids
     assert [id for id in told if id in ids] == ids
     assert recorded.said == [["ack"]] * 3
+    assert recorded.finished
+
+
+@pytest.mark.parametrize(("broken", "states"), [(1, ["FAILURE"] * 3), (2, ["PENDING", "FAILURE"])])
+def test_a_connection_that_was_lost_meanwhile(
+    app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: int,
+    states: list[str],
+) -> None:
+    """The main process tries twice. If that does not help, the neighbours are told all the same."""
+    recorded = RecordedJob(app)
+    away = Away(app.backend, monkeypatch)
+    away.is_away, away.broken = False, broken
+    options = recorded.send()
+    failure = UnstoredFailure(boom())
+    options["callback"]((False, [(True, failure)] * 3, 0.5))
+    assert [app.AsyncResult(f"id-{n}").state for n in range(len(states))] == states
+    assert caplog.text.count("cannot notify a request") == (broken == 2)
     assert recorded.finished
 
 
