@@ -249,9 +249,13 @@ class Settlement:
             return self._failed(request, error)
         einfo = self._infos.retry(reason, exc)
         if not _is_complete(request) and stores_errors(self.task, request, eager=self.eager):
-            self.task.backend.mark_as_retry(
-                request.id, reason.exc, einfo.traceback, request=request
-            )
+            try:
+                self.task.backend.mark_as_retry(
+                    request.id, reason.exc, einfo.traceback, request=request
+                )
+            except Exception as error:
+                # It is sent again, so it must not fail too.
+                logger.exception("Cannot store the retry of %r: %r", request, error)
         if isinstance(self.end.error, Retry):
             self.handlers.on_retry(request, reason, einfo)
         elif self.handlers or signals.task_retry.receivers:

@@ -223,3 +223,24 @@ def test_ignore_result_of_a_retry(sending: World) -> None:
     sending.run(None, ignore_result=True)
     assert len(sending.sent) == 1
     assert sending.states[0] == "PENDING"
+
+
+def test_a_retry_whose_state_cannot_be_stored_is_a_retry(
+    app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is sent again. If it failed as well, its caller would hear of both."""
+    world = World(app)
+    app.conf.task_always_eager = False
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(app.backend, "mark_as_retry", away)
+    reports = world.run(
+        lambda requests: requests[0].retry(countdown=5), {"errbacks": [world.errback.s()]}
+    )
+    assert isinstance(exceptions(reports)[0], Retry)
+    assert [sent["id"] for _, sent in world.sent] == ["id-0"]
+    assert world.called == []
+    assert world.states[0] == "PENDING"
+    assert "Cannot store the retry of <SimpleRequest: unit.click[id-0]" in caplog.text
