@@ -59,7 +59,7 @@ def way(request: pytest.FixtureRequest, kind: str) -> str:
 
 def end_of(site: Deployment, task: Any, where: str, way: str) -> Any:
     """What comes of a chord of such parts, one of which ends its process."""
-    name = uuid()
+    name, ends = uuid(), len(site.reports.of("end"))
     parts = [task.s(name, number, where, way) for number in range(SIZE)]
     result = chord(parts)(site.module.total.s(name))
     try:
@@ -67,8 +67,9 @@ def end_of(site: Deployment, task: Any, where: str, way: str) -> Any:
     except (ChordError, WorkerLostError):  # Which of them depends on who asks first.
         return "failed"
     finally:
-        ended = [report for report in site.reports.of("end") if report["name"] == name]
-        assert len(ended) == 1
+        # The chord may go on before the process ends.
+        reports = site.reports.expect("end", ends + 1)
+        assert [report["name"] for report in reports[ends:]] == [name]
         totals = [report for report in site.reports.of("total") if report["name"] == name]
         assert len(totals) <= 1
 
