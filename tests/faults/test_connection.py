@@ -32,8 +32,10 @@ def wait_for(reports, event, wanted):
 def test_a_connection_is_lost_while_the_buffer_is_part_filled(
     name, pool, broker, deploy, monkeypatch
 ):
-    if pool in ("threads", "gevent") and broker.startswith("amqp") and VERSION < (5, 7):
+    if pool == "threads" and broker.startswith("amqp") and VERSION < (5, 7):
         pytest.skip("this Celery mixes up what its threads say on AMQP after a reconnect")
+    if pool == "gevent" and broker.startswith("amqp"):
+        pytest.skip("Celery may not consume again if a timer's write is first to meet the lost one")
     # By default, Celery 5.7 does so too.
     site = deploy("faults_app", broker, worker_enable_prefetch_count_reduction=False)
     task = getattr(site.module, name)
@@ -43,9 +45,6 @@ def test_a_connection_is_lost_while_the_buffer_is_part_filled(
         monkeypatch.setenv("CELERY_BROKER_URL", proxy.url)
         site.module.app.conf.broker_url = broker
         with site.worker(pool) as worker:
-            if pool == "gevent" and broker.startswith("amqp"):
-                # After a reconnect, Celery 5.7 may not stop then, whatever its tasks are.
-                worker.stop = lambda: worker.kill() or 0
             monkeypatch.delenv("CELERY_BROKER_URL")
             for cut in range(1, CUTS + 1):
                 # Two batches that are run at once, and four calls that wait in the buffer: unless
