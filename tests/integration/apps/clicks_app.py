@@ -34,7 +34,7 @@ def inverse(requests):
     return [1 / request.args[0] for request in requests]
 
 
-@app.task(base=Batches, flush_every=100, flush_interval=1, ignore_result=True)
+@app.task(base=Batches, flush_every=100, flush_interval=5, ignore_result=True)
 def timed(requests):
     report("timed", now=time.time(), calls=[(r.args[0], r.eta) for r in requests])
 
