@@ -16,8 +16,8 @@ from faults.journal import read_commands, sizes_of
 from harness import DEADLINE
 from redis import Redis
 
-#: It writes down each change before it answers.
-ON_DISK = ("--appendonly", "yes", "--appendfsync", "always")
+#: It writes down each change before it answers, and waits for no second replica.
+ON_DISK = ("--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0")
 
 
 class Succession:
