@@ -28,6 +28,8 @@ import peers
 import pytest
 from celery import _state, signals
 from celery.utils.dispatch import Signal
+from kombu import pools
+from kombu.utils.collections import eqhash
 from kombu.utils.uuid import uuid
 from redis import Redis
 
@@ -207,6 +209,7 @@ class Deployment:
     def __post_init__(self) -> None:
         apps = Path(__file__).parent / "integration" / "apps"
         shutil.copytree(apps, self.directory, dirs_exist_ok=True)
+        self._name_connections()
         lines = [f"{key} = {value!r}\n" for key, value in self.config.items()]
         (self.directory / "celeryconfig.py").write_text("".join(lines))
         self.module = self._load()
@@ -218,6 +221,17 @@ class Deployment:
     @property
     def queue(self) -> str:
         return str(self.config["task_default_queue"])
+
+    def _name_connections(self) -> None:
+        """Give the app connections of its own, which RabbitMQ's log names.
+
+        Kombu pools connections by URL and options, for all apps of a process. With a pool that
+        is shared, a test gets what an earlier one has left there, broken or not.
+        """
+        if self.config["broker_url"].startswith("amqp"):
+            options = {"client_properties": {"connection_name": self.queue}}
+            options.update(self.config.get("broker_transport_options", {}))
+            self.config["broker_transport_options"] = options
 
     def _load(self) -> ModuleType:
         """Import the app anew, and have it read its configuration while it can be found."""
@@ -355,12 +369,20 @@ class Deployment:
             with app.connection_for_write() as connection:
                 connection.default_channel.queue_delete(self.queue)
                 connection.default_channel.exchange_delete(self.queue)
+        self._close_connections()
         app.close()
         for url in {broker, self.config.get("result_backend", "")}:
             if url.startswith("redis"):
                 self._delete_keys(url)
         if hasattr(app.backend, "client"):
             app.backend.client.connection_pool.disconnect()
+
+    def _close_connections(self) -> None:
+        connection = self.app.connection_for_write()
+        pools.connections[connection].force_close_all()
+        del pools.connections[connection]
+        if eqhash(connection) in pools.producers:
+            del pools.producers[connection]
 
     def _delete_keys(self, url: str) -> None:
         with Redis.from_url(url) as client:

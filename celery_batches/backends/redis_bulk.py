@@ -28,17 +28,23 @@ Data: TypeAlias = str | bytes
 class _CollectingClient:
     """Stands in for a Redis client: answers reads from ``values``, and collects writes.
 
-    It has only the commands with which Celery stores a state. Any other command is an error.
+    It has only the commands with which Celery stores a state. Any other command is an error. What
+    has been sent is forgotten, and a read of it goes to ``client``.
     """
 
-    def __init__(self, values: dict[Data, Data | None]) -> None:
+    def __init__(self, client: Any, values: dict[Data, Data | None]) -> None:
+        # Any: redis-py has types for some of these methods, and not the same in each version.
+        self.client = client
         self.values = values
         self.commands: list[tuple[Any, ...]] = []
         self.size = 0
         self._pipeline: list[tuple[Any, ...]] = []
 
     def get(self, key: Data) -> Data | None:
-        return self.values[key]
+        if key in self.values:
+            return self.values[key]
+        value: Data | None = self.client.get(key)
+        return value
 
     @contextmanager
     def pipeline(self) -> Iterator[_CollectingClient]:
@@ -61,12 +67,13 @@ class _CollectingClient:
             self.size += len(value)
         self.commands += self._pipeline
 
-    def send(self, client: Any) -> None:
-        # Any: redis-py has types for some of these methods, and not the same in each version.
-        with client.pipeline() as pipeline:
+    def send(self) -> None:
+        with self.client.pipeline() as pipeline:
             for command in self.commands:
                 pipeline.execute_command(*command)
             pipeline.execute()
+        for _, key, *_ in self.commands:
+            self.values.pop(key, None)
         self.commands, self.size = [], 0
 
 
@@ -75,15 +82,16 @@ def store_in_redis(backend: RedisBackend, states: Sequence[State]) -> list[bool]
     if not is_plain_client(backend.client):
         return [False] * len(states)
     keys = [backend.get_key_for_task(each.request.id) for each in states]
-    client = _CollectingClient(dict(zip(keys, backend.mget(keys), strict=True)))
+    values = dict(zip(keys, backend.mget(keys), strict=True))
+    client = _CollectingClient(backend.client, values)
     # `ensure` retries a lost connection. The stand-in has none.
     copy = copy_backend(backend, client=client, ensure=lambda fun, args, **_: fun(*args))
     stored = []
     for each in states:
         stored.append(_try_to_store(copy, each))
         if client.size >= MAX_PIPELINE_BYTES:
-            backend.ensure(client.send, (backend.client,))
-    backend.ensure(client.send, (backend.client,))
+            backend.ensure(client.send, ())
+    backend.ensure(client.send, ())
     return stored
 
 

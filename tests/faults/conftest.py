@@ -10,6 +10,7 @@ import pytest
 from faults.crash_cases import Case
 from faults.crash_run import Result
 from faults.crash_table import by_step, by_way, columns
+from faults.failover import ON_DISK
 from faults.fleet import Faults
 from faults.ledger import Totals, table
 from integration.conftest import backend, broker, deploy, reports
@@ -57,9 +58,7 @@ def private_broker(
 
 def start(name: str, directory: Path) -> brokers.Server:
     if name == "redis":
-        return brokers.start_redis(
-            directory, None, "--appendonly", "yes", "--appendfsync", "always"
-        )
+        return brokers.start_redis(directory, None, *ON_DISK)
     return brokers.start_rabbitmq(directory)
 
 

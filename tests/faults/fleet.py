@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from threading import Event, Thread
 
+from faults.failover import Succession
 from faults.proxy import Proxy
 from harness import DEADLINE, Reports, Worker
 from kombu.exceptions import OperationalError
@@ -189,13 +190,17 @@ class Faults:
         "pool restarted",
         "pool grown and shrunk",
         "process lost while settling",
+        "poison",
     )
-    #: Calls that end the process that runs them, some times: the tests have them by switch only.
-    POISON = "poison"
+    #: What there is of Redis only.
+    REDIS_KINDS = ("failover to a replica",)
 
     def __init__(self, site, server, random, size):
         self._site = site
         self._server = server
+        #: Who has had the place of the broker, if that is a Redis.
+        self.succession = Succession(server) if server.url.startswith("redis") else None
+        self.kinds = self.KINDS + (self.REDIS_KINDS if self.succession else ())
         self._random = random
         self._reports = site.reports
         self.members = []
@@ -253,11 +258,16 @@ class Faults:
     def _broker_killed(self, member):
         self._break(self._server.kill)
 
-    def _break(self, end):
+    def _failover_to_a_replica(self, member):
+        replica = self.succession.start_replica()
+        self._break(lambda: self.succession.fail_over(replica), start=False)
+
+    def _break(self, end, *, start=True):
         had = [(member, member.connections()) for member in self.members]
         self._reports.put({"event": "broken"})
         end()
-        self._server.start()
+        if start:
+            self._server.start()
         for member, connections in had:
             member.wait_until_connected(connections + 1)
 
@@ -315,7 +325,7 @@ class Faults:
 
     def _poison(self, member):
         had = self._reports.count("killed")
-        number = f"poison-{self.done.get(self.POISON, 0)}"
+        number = f"poison-{self.done.get('poison', 0)}"
         lives = [f"{number}-{life}" for life in range(LIVES)]
         for life in lives:
             (self._site.directory / life).touch()

@@ -9,21 +9,33 @@ or the worker or the broker is killed then, it is lost, of whatever task it is.
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
-def read_commands(directory: Path) -> Iterator[list[bytes]]:
+def read_commands(
+    directory: Path, starts: Mapping[str, int] | None = None
+) -> Iterator[list[bytes]]:
     """Read the commands of a Redis whose directory this is, which has never rewritten them.
 
-    Redis may be in the middle of writing the last of them: this is left out.
+    Redis may be in the middle of writing the last of them: this is left out. `starts` has the sizes
+    of files from before, whose contents until then are left out.
     """
-    for path in sorted((directory / "appendonlydir").glob("*.incr.aof")):
+    for path in _files(directory):
         data = path.read_bytes()
-        start = 0
+        start = (starts or {}).get(path.name, 0)
         while (command := _command_at(data, start)) is not None:
             words, start = command
             yield words
+
+
+def sizes_of(directory: Path) -> dict[str, int]:
+    """How far a Redis has written its commands, by the names of its files."""
+    return {path.name: path.stat().st_size for path in _files(directory)}
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted((directory / "appendonlydir").glob("*.incr.aof"))
 
 
 def _command_at(data: bytes, start: int) -> tuple[list[bytes], int] | None:

@@ -2,7 +2,7 @@
 
 Environment variables: ``FAULTS`` is the number of faults for each broker. ``FAULTS_SEED`` makes
 them the same again: which, and in what order; the moment of each is up to the machine too.
-``FAULTS_POISON=1`` adds calls that end the process which runs them.
+``FAULTS_KINDS`` are names of faults, with commas between them: only these then.
 """
 
 import os
@@ -10,13 +10,14 @@ import time
 from random import Random
 
 import pytest
+from faults.failover import Succession
 from faults.fleet import Faults, Member, Sender, Tally
-from faults.journal import Journal, read_commands
+from faults.journal import Journal
 from faults.ledger import Ledger, table
 from harness import DEADLINE
 
 FAULTS = int(os.environ.get("FAULTS", "8"))
-HAS_POISON = os.environ.get("FAULTS_POISON") == "1"
+KINDS = [kind.strip() for kind in os.environ.get("FAULTS_KINDS", "").split(",") if kind]
 SEED = int(os.environ.get("FAULTS_SEED", "0")) or Random().randrange(1, 10**6)
 #: Seconds after which Redis gives a message to another worker: longer than any is held here.
 VISIBILITY_TIMEOUT = 12
@@ -74,16 +75,16 @@ def configure(site, **options):
 class Broker:
     """What the broker itself knows of the messages."""
 
-    def __init__(self, site, server):
+    def __init__(self, site, succession):
         self._site = site
-        self._server = server
-        self._is_redis = server.url.startswith("redis")
+        self._succession = succession
+        self._is_redis = succession is not None
 
     def journal(self):
         if not self._is_redis:
             return None
         queue = self._site.queue
-        return Journal(read_commands(self._server.directory), f"{queue}:", queue)
+        return Journal(self._succession.commands(), f"{queue}:", queue)
 
     def on_the_wire(self):
         """What it took from the queue for a worker, and never had a word of from there."""
@@ -142,13 +143,13 @@ def run_without_faults(site, broker, sender, further):
 def test_every_message_is_accounted_for_whatever_breaks(site, private_broker, totals):
     print(f"FAULTS_SEED={SEED}")
     random = Random(SEED)
-    broker = Broker(site, private_broker)
     kind = private_broker.url.partition(":")[0]
     senders = (
         Sender(site, TASKS, Random(random.random()), pause=0.015, prefix=f"{part}-")
         for part in ("calm", "storm")
     )
     faults = Faults(site, private_broker, random, size=2)
+    broker = Broker(site, faults.succession)
     sender = next(senders)
     sender.start()
     try:
@@ -156,7 +157,7 @@ def test_every_message_is_accounted_for_whatever_breaks(site, private_broker, to
         site.reports.put({"event": "settled"})
         sender = next(senders)
         sender.start()
-        for fault in plan(random):
+        for fault in plan(random, KINDS or faults.kinds):
             site.reports.wait_further(random.choice(MOMENTS), random.randint(1, 60))
             faults.inject(fault)
         faults.replace_ended()
@@ -195,9 +196,8 @@ def history(items, wrongs):
                     yield f"{at} {report}"
 
 
-def plan(random):
+def plan(random, each):
     """Return the kinds of faults to inject: each kind comes up before one comes up again."""
-    each = [*Faults.KINDS, *[Faults.POISON] * HAS_POISON]
     kinds = []
     while len(kinds) < FAULTS:
         kinds += random.sample(each, len(each))
@@ -208,7 +208,7 @@ def plan(random):
 @pytest.mark.parametrize("name", ["plain_late", "late_small"])
 def test_redis_forgets_what_is_on_the_wire_of_any_task(name, site, private_broker):
     """What the ledger calls so is no fault of a batch task, and the worker cannot know of it."""
-    broker = Broker(site, private_broker)
+    broker = Broker(site, Succession(private_broker))
     member = Member(site, private_broker.url, "prefork")
     try:
         member.wait_until_ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -28,6 +29,42 @@ def test_large_results_go_in_pieces(
     assert set(sent[2:]) == {"MULTI"}
     assert 3 <= len(sent) <= 6
     assert len(here.keys()) == len(here.published()) == 5
+
+
+@pytest.mark.redis
+def test_what_has_been_sent_is_not_held(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the results of a batch are stored, few of them are in memory a second time."""
+    here, size = site(), 100_000
+    monkeypatch.setattr(redis_bulk, "MAX_PIPELINE_BYTES", 4 * size)
+    large = "x" * size
+
+    def body(requests: Any) -> None:
+        for request in requests:
+            request.mark_as_done(large)
+        tracemalloc.start()
+
+    here.body = body
+    messages = here.received(*["done"] * 100)
+    here.backend.get("connected")
+    try:
+        here.run(messages)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert here.states(0, 99) == ["SUCCESS"] * 2
+    assert peak < 50 * size
+
+
+@pytest.mark.redis
+def test_an_id_that_comes_again_after_it_was_sent(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first result of an id stays, whether it is still to be sent or in Redis."""
+    monkeypatch.setattr(redis_bulk, "MAX_PIPELINE_BYTES", 1)
+    here = site()
+    here.run(here.received("fail", "done", "other", task_id="id-0"))
+    assert here.backend.get_result("id-0") == {"way": "done"}
+    assert len(here.published()) == 2
 
 
 class Faulty:
