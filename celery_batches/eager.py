@@ -14,9 +14,9 @@ from celery.utils.nodenames import gethostname
 from .compat import eager_result
 from .core.context_keys import CONTEXT_KEYS
 from .core.outcomes import Done, Failed, Ignored, Outcome, Rejected, Retried
+from .pool.applied import Applied
 from .pool.endings import STATES
 from .pool.run import BatchRun
-from .pool.settle import Applied
 from .request import SimpleRequest
 
 if TYPE_CHECKING:

@@ -15,25 +15,24 @@ from celery.app.trace import traceback_clear
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 
-from ..backends.bulk import store_in_bulk
-from ..backends.state import State
 from ..core.outcomes import Failed, Retried, decide
 from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
 from ..request import SimpleRequest
-from .body_runs import args_for, run_body
+from .applied import Applied, Report
+from .beginning import begin_all, check_done_before, leave_out_duplicates
+from .body_runs import run_body
 from .context import acting_for_body, current_task
-from .endings import outcome_of
 from .exceptions import BodyEnd
 from .handlers import Handlers
 from .log import log_batch
 from .marking import intercept_marks
 from .running import running
-from .settle import Applied, Report, Settlement
+from .settle import Settlement
 from .soft_limit import SoftLimit
-from .store import deduplicates, record_if_done_before, started_state
+from .store import deduplicates
 from .tracer import Tracer, build_batch_tracer
-from .unique import Duplicate, end_duplicates, find_duplicates
+from .unique import Duplicate, end_duplicates
 
 if TYPE_CHECKING:
     from ..task import Batches
@@ -83,11 +82,11 @@ class BatchRun:
     body_runs: int = 0
     #: The context that Celery's tracer makes for the batch.
     context: Context | None = None
-    _handlers: Handlers = field(init=False)
+    handlers: Handlers = field(init=False)
     _by_id: dict[str | None, SimpleRequest] | None = None
 
     def __post_init__(self) -> None:
-        self._handlers = Handlers.of(self.task, raises=self.eager)
+        self.handlers = Handlers.of(self.task, raises=self.eager)
 
     @property
     def by_id(self) -> dict[str | None, SimpleRequest]:
@@ -126,7 +125,7 @@ class BatchRun:
         self.active = list(self.requests)
         if deduplicates(self.task):
             for request in self.requests:
-                self._check_done_before(request)
+                check_done_before(self, request)
             self.active = self.unsettled()
         if not self.active:
             self._apply_outcomes()
@@ -192,22 +191,12 @@ class BatchRun:
     def _call_body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         started = monotonic()
         try:
-            if self.task.track_started or "before_start" in self._handlers.names:
-                self._begin_all()
-            args = self._leave_out_duplicates(args)
+            if self.task.track_started or "before_start" in self.handlers.names:
+                begin_all(self)
+            args = leave_out_duplicates(self, args)
             return run_body(self, args, kwargs) if self.active else None
         finally:
             self.runtime = monotonic() - started
-
-    def _leave_out_duplicates(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the arguments of the body without the requests that have the key of another."""
-        self.duplicates = find_duplicates(self.task, self.active)
-        left_out = {id(duplicate.request) for duplicate in self.duplicates}
-        kept = [request for request in self.unsettled() if id(request) not in left_out]
-        if len(kept) == len(self.active):
-            return args
-        self.active = kept
-        return args_for(kept, args)
 
     def on_error(self, exc: BaseException) -> ExceptionInfo:
         """Send the signal and log the end of a batch that raised. Celery's tracer calls it."""
@@ -223,36 +212,6 @@ class BatchRun:
             traceback_clear(self.end.error)
         return self.end.einfo
 
-    def _check_done_before(self, request: SimpleRequest) -> None:
-        """Look up whether a request was done before. If the lookup fails, it does not run."""
-        try:
-            record_if_done_before(self.task, request)
-        except Exception as exc:
-            logger.error("Cannot look up %r: %r", request, exc, exc_info=True)
-            slot_of(request).record(outcome_of(exc))
-
-    def _begin_all(self) -> None:
-        members = self.active
-        states = [
-            started_state(self.task, each, self.hostname, eager=self.eager) for each in members
-        ]
-        stored = store_in_bulk(self.task.backend, states)
-        for request, state, is_stored in zip(members, states, stored, strict=True):
-            self._begin(request, None if is_stored else state)
-        members[:] = self.unsettled()
-
-    def _begin(self, request: SimpleRequest, state: State | None) -> None:
-        """Store ``STARTED`` and call ``before_start``. If one of them fails, it does not run."""
-        try:
-            if state is not None:
-                state.store(self.task.backend)
-            self._handlers.before_start(request)
-        except Exception as exc:
-            if self.propagate:
-                raise
-            logger.error("Cannot start %r: %r", request, exc, exc_info=True)
-            slot_of(request).record(outcome_of(exc))
-
     def _apply_outcomes(self) -> None:
         """Apply the outcome of each request whose outcome is not applied yet."""
         self.soft_limit.end()
@@ -260,7 +219,7 @@ class BatchRun:
         rest = self.requests[len(self.applied) :]
         recorded = [slot_of(request).close() for request in rest]
         settlement = Settlement(
-            self.task, self.end, self._handlers, eager=self.eager, propagate=self.propagate
+            self.task, self.end, self.handlers, eager=self.eager, propagate=self.propagate
         )
         for applied in settlement.apply_all(rest, decide(recorded, default=self.end.outcome)):
             self.applied.append(applied)

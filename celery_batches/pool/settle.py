@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
@@ -24,7 +24,6 @@ from ..core.outcomes import (
     Done,
     Failed,
     Ignored,
-    Kind,
     Outcome,
     Rejected,
     Repeated,
@@ -34,6 +33,7 @@ from ..core.outcomes import (
 from ..core.slot import Progress, slot_of
 from ..errors import call_live, pickleable
 from ..request import SimpleRequest
+from .applied import Applied
 from .continuations import has_continuations, sends_on_success
 from .exceptions import BodyEnd, ExceptionInfos
 from .handlers import Handlers
@@ -42,32 +42,9 @@ from .store import store_done, store_failure, stores_errors, stores_results
 if TYPE_CHECKING:
     from ..task import Batches
 
-__all__ = ("Applied", "Report", "Settlement")
+__all__ = ("Settlement",)
 
 logger = get_logger(__name__)
-
-#: The pool's report on one request: whether it failed, and the representation of its result or the
-#: ``ExceptionInfo`` of its failure. ``Request.on_success`` takes these two values first.
-Report: TypeAlias = "tuple[bool, str | ExceptionInfo | None]"
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """An outcome that has been applied.
-
-    Attributes:
-        outcome: The final outcome. It is a failure if the recorded result cannot be stored, or if
-            the retries are exhausted. For a retried request it holds the ``Retry``.
-        report: The report for the worker's main process.
-    """
-
-    outcome: Outcome
-    report: Report
-
-    @property
-    def kind(self) -> Kind:
-        """The name of the outcome."""
-        return self.outcome.kind
 
 
 @dataclass(slots=True)

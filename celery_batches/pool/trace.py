@@ -10,8 +10,8 @@ from celery.utils.nodenames import gethostname
 from kombu.utils.uuid import uuid
 
 from ..request import SimpleRequest
+from .applied import Report
 from .run import BatchRun
-from .settle import Report
 
 if TYPE_CHECKING:
     from ..task import Batches

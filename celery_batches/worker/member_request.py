@@ -6,13 +6,12 @@ touches the private attributes of Celery's request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from billiard.einfo import ExceptionInfo
 from celery import signals
-from celery.app.task import Context
 from celery.exceptions import Ignore, InvalidTaskError, Reject
 from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
@@ -22,12 +21,8 @@ from kombu.utils.imports import symbol_by_name
 from ..errors import error_info, exception_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from weakref import ref
 
-    from kombu import Message
-
-    from ..task import Batches
     from .endings import BatchEndings
     from .interfaces import TerminatingPool
     from .strategy import BatchStrategy
@@ -43,44 +38,7 @@ SignalLog = dict[int, set[str]]
 
 
 if TYPE_CHECKING:
-
-    class _Request:
-        """The parts of ``celery.worker.request.Request`` that a batch uses. Celery has no types."""
-
-        id: str
-        name: str
-        task: Batches
-        message: Message
-        eta: datetime
-        acknowledged: bool
-        delivery_info: Mapping[str, Any]
-        time_limits: Any
-        time_start: float | None
-        on_reject: Any
-        stamps: Mapping[str, Any]
-        args: Any
-        kwargs: Any
-        store_errors: bool
-        worker_pid: int | None
-        _context: Context
-        _already_revoked: bool
-        _already_cancelled: bool
-        _apply_result: ref[BatchEndings] | None
-
-        def __init__(self, message: Any, **options: Any) -> None: ...
-        def revoked(self) -> bool: ...
-        def acknowledge(self) -> None: ...
-        def reject(self, requeue: bool = False) -> None: ...
-        def humaninfo(self) -> str: ...
-        def terminate(self, pool: Any, signal: Any = None) -> Any: ...
-        def cancel(self, pool: Any, signal: Any = None, **options: Any) -> Any: ...
-        def on_accepted(self, pid: int, time_accepted: float) -> None: ...
-        def on_timeout(self, soft: bool, timeout: float) -> None: ...
-        def on_success(self, failed__retval__runtime: tuple[bool, Any, float | None]) -> None: ...
-        def on_failure(
-            self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
-        ) -> None: ...
-
+    from .interfaces import Request as _Request
 else:
     _Request = object
 
