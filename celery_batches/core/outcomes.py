@@ -40,9 +40,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request has failed with this exception."""
+    """The request has failed with this exception.
+
+    Attributes:
+        exc: The exception.
+        description: How the log puts it. Defaults to Celery's words for a task that has raised.
+    """
 
     exc: BaseException
+    description: str | None = None
     kind: ClassVar[Kind] = "failed"
 
 

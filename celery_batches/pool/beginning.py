@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery.utils.log import get_logger
-
 from ..backends.bulk import store_in_bulk
 from ..backends.state import State
 from ..core.slot import slot_of
@@ -20,16 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ("begin_all", "check_done_before", "leave_out_duplicates")
 
-logger = get_logger(__name__)
-
 
 def check_done_before(batch: BatchRun, request: SimpleRequest) -> None:
     """Look up whether a request was done before. If the lookup fails, it does not run."""
     try:
         record_if_done_before(batch.task, request)
     except Exception as exc:
-        logger.error("Cannot look up %r: %r", request, exc, exc_info=True)
-        slot_of(request).record(outcome_of(exc))
+        slot_of(request).record(outcome_of(exc, "cannot be looked up"))
 
 
 def begin_all(batch: BatchRun) -> None:
@@ -53,8 +48,7 @@ def _begin(batch: BatchRun, request: SimpleRequest, state: State | None) -> None
     except Exception as exc:
         if batch.propagate:
             raise
-        logger.error("Cannot start %r: %r", request, exc, exc_info=True)
-        slot_of(request).record(outcome_of(exc))
+        slot_of(request).record(outcome_of(exc, "cannot start"))
 
 
 def leave_out_duplicates(batch: BatchRun, args: tuple[Any, ...]) -> tuple[Any, ...]:

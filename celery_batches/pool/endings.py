@@ -30,8 +30,13 @@ STATES: dict[type[Outcome], str] = {
 }
 
 
-def outcome_of(exc: BaseException) -> Outcome:
-    """Return the outcome of a request for which this exception was raised."""
+def outcome_of(exc: BaseException, description: str | None = None) -> Outcome:
+    """Return the outcome of a request for which this exception was raised.
+
+    Arguments:
+        exc: The exception.
+        description: How the log puts it if the request has failed.
+    """
     match exc:
         case Retry():
             # As in Celery, raising a `Retry` by hand publishes nothing.
@@ -41,4 +46,4 @@ def outcome_of(exc: BaseException) -> Outcome:
         case Ignore():
             return Ignored(exc)
         case _:
-            return Failed(exc)
+            return Failed(exc, description)

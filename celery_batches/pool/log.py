@@ -9,6 +9,7 @@ from celery.app.trace import get_log_policy
 from celery.exceptions import Retry
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
+from kombu.utils.encoding import safe_repr
 
 from ..backends.state import keeps_results
 from ..core.outcomes import Unmarked, tally
@@ -29,6 +30,7 @@ HAS_LOGGED = "__has_logged_no_result__"
 
 LOG_BATCH = "Batch %(name)s[%(id)s] of %(size)d requests, flushed by %(trigger)s, "
 LOG_SUCCESS = LOG_BATCH + "succeeded in %(runtime)ss: %(return_value)s%(others)s"
+ALL_FAILED = "every request has failed, the first with %s"
 LOG_ENDED = LOG_BATCH + "%(description)s in %(runtime)ss: %(exc)s%(others)s"
 LOG_UNMARKED = (
     "Batch %(name)s[%(id)s]: a link, chain or chord waits for %(count)d of its requests and does "
@@ -61,8 +63,8 @@ def log_batch(batch: BatchRun) -> None:
         "runtime": batch.runtime,
         "hostname": batch.hostname,
     }
-    error = next(iter(batch.exhausted), batch.end.error)
-    counts = tally((applied.kind for applied in batch.applied), usual=_usual(batch.end.error))
+    error = batch.end.error if batch.failure is None else batch.failure
+    counts = tally((applied.kind for applied in batch.applied), usual=_usual(error))
     notes = [
         counts,
         f"{len(batch.duplicates)} duplicates" if batch.duplicates else "",
@@ -75,6 +77,10 @@ def log_batch(batch: BatchRun) -> None:
         logger.info(LOG_SUCCESS, context, extra={"data": context})
     elif isinstance(error, Retry):
         context.update(description="retried", exc=str(error))
+        logger.info(LOG_ENDED, context, extra={"data": context})
+    elif batch.has_failed_by_requests:
+        # Each request has a line of its own, at the level that its exception has.
+        context.update(description="failed", exc=ALL_FAILED % safe_repr(error))
         logger.info(LOG_ENDED, context, extra={"data": context})
     else:
         _log_error(batch, error, context)
@@ -94,7 +100,7 @@ def _usual(error: BaseException | None) -> frozenset[str]:
 def _log_error(batch: BatchRun, error: BaseException, context: dict[str, Any]) -> None:
     einfo = (batch.end.einfo if error is batch.end.error else None) or error_info(error)
     policy = get_log_policy(batch.task, einfo, error)
-    context.update(description=policy.description, exc=repr(error), traceback=einfo.traceback)
+    context.update(description=policy.description, exc=safe_repr(error), traceback=einfo.traceback)
     logger.log(
         policy.severity,
         LOG_ENDED,

@@ -81,7 +81,6 @@ class _Intercepted:
                 returned = self.write(request, task_id, value, *args, **kwargs)
             final = outcome
         except Exception as exc:
-            logger.error("Cannot store the outcome of %r: %r", request, exc, exc_info=True)
             final = self.recover(batch, request, value, exc)
             return None
         finally:
@@ -99,14 +98,19 @@ class _Intercepted:
         return self.intercepted(*args, **kwargs)
 
     def recover(self, batch: Batch, request: SimpleRequest, value: Any, exc: Exception) -> Outcome:
-        """Fail this request alone, as Celery fails a task whose result cannot be stored."""
+        """Fail this request alone, as Celery fails a task whose result cannot be stored.
+
+        Raises:
+            Exception: The same, if the failure cannot be stored either. The body gets it.
+        """
         error = pickleable(exc)
         traceback = error_info(error).traceback
         try:
             store_failure(batch.task, request, error, traceback, eager=batch.eager)
         except Exception:
+            _log_error(request, exc)
             raise exc from None
-        return Failed(error)
+        return Failed(error, "cannot end as done")
 
 
 class _MarkAsDone(_Intercepted):
@@ -126,7 +130,12 @@ class _MarkAsFailure(_Intercepted):
         if isinstance(exc, EncodeError):
             return super().recover(batch, request, value, exc)
         # The failure may be stored already: an errback that cannot be called raises here too.
+        _log_error(request, exc)
         return Failed(value)
+
+
+def _log_error(request: SimpleRequest, exc: Exception) -> None:
+    logger.error("Cannot store the outcome of %r: %r", request, exc, exc_info=exc)
 
 
 def _running_requests() -> Mapping[str | None, SimpleRequest]:

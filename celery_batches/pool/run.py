@@ -24,6 +24,7 @@ from .beginning import begin_all, check_done_before, leave_out_duplicates
 from .body_runs import run_body
 from .context import acting_for_body, current_task
 from .exceptions import BodyEnd
+from .failure_log import log_own_failures
 from .handlers import Handlers
 from .log import log_batch
 from .marking import intercept_marks
@@ -66,6 +67,8 @@ class BatchRun:
     end: BodyEnd = field(default_factory=BodyEnd)
     #: The exception with which the batch as a whole has failed.
     failure: BaseException | None = None
+    #: The exception that `execute` raises, since the batch has ended with it.
+    raised: BaseException | None = None
     #: The exceptions of the requests whose retries are exhausted.
     exhausted: list[BaseException] = field(default_factory=list)
     #: Whether something other than the body has failed.
@@ -179,12 +182,15 @@ class BatchRun:
                 self.end = BodyEnd.of(exc)
                 self._apply_outcomes()
                 if self.failure is None or self.failure is self.end.error:
+                    self.raised = exc
                     raise
+            else:
+                self.end = BodyEnd(retval=returned)
+                self._apply_outcomes()
             if self.failure is not None:
                 # Raised outside of the `except`, so that `exc` is not the failure's context.
+                self.raised = self.failure
                 raise self.failure
-            self.end = BodyEnd(retval=returned)
-            self._apply_outcomes()
             log_batch(self)
             return returned
 
@@ -204,7 +210,10 @@ class BatchRun:
             raise exc
         if len(self.applied) < len(self.requests):
             self.fail_the_rest(exc)
-        if self.failure is not None:
+        elif exc is not self.raised:
+            # Each request has ended as it should.
+            self._log_critical(exc)
+        if self.failure is not None and not self.has_failed_by_requests:
             self._send_failure(self.failure)
         log_batch(self)
         if self.end.error is not None:
@@ -224,6 +233,8 @@ class BatchRun:
         for applied in settlement.apply_all(rest, decide(recorded, default=self.end.outcome)):
             self.applied.append(applied)
         self._conclude(settlement)
+        if not self.propagate:
+            log_own_failures(self, rest, self.applied[-len(rest) :])
 
     def _conclude(self, settlement: Settlement) -> None:
         """Determine whether the batch as a whole has failed."""
@@ -236,6 +247,23 @@ class BatchRun:
                 settlement.send_exhausted()
             else:
                 self.failure = self.exhausted[0]
+        elif self.end.error is None:
+            failed = [each.outcome for each in self.applied if isinstance(each.outcome, Failed)]
+            if failed and len(failed) == len(self.requests):
+                self.failure = failed[0].exc
+
+    @property
+    def has_failed_by_requests(self) -> bool:
+        """Whether the body has returned, and each request has failed by an exception of its own."""
+        return self.failure is not None and self.end.error is None
+
+    @property
+    def shared_errors(self) -> list[BaseException]:
+        """The exceptions that are logged and signalled for the batch, and not for a request."""
+        if self.end.error is None:
+            return []
+        is_exhausted = self.failure is not None and self.failure is not self.end.error
+        return [self.end.error, *(self.exhausted if is_exhausted else ())]
 
     def _send_failure(self, error: BaseException) -> None:
         signals.task_failure.send(
@@ -250,7 +278,10 @@ class BatchRun:
 
     def fail_the_rest(self, exc: BaseException) -> None:
         """Fail every request without an outcome, since Celery raised and not the body."""
-        logger.critical("Batch %s[%s]: %r", self.task.name, self.id, exc, exc_info=exc)
+        self._log_critical(exc)
         self.has_failed_outside = True
         self.end = BodyEnd.of(exc)
         self._apply_outcomes()
+
+    def _log_critical(self, exc: BaseException) -> None:
+        logger.critical("Batch %s[%s]: %r", self.task.name, self.id, exc, exc_info=exc)

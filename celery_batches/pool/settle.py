@@ -111,8 +111,7 @@ class Settlement:
             except Exception as exc:
                 if self.propagate:
                     raise
-                self._log_error(request, outcome, exc)
-                final[index] = Failed(pickleable(exc))
+                final[index] = Failed(pickleable(exc), "cannot end as done")
         return final
 
     def _bulk_state(self, request: SimpleRequest, outcome: Outcome) -> State | None:
@@ -141,11 +140,8 @@ class Settlement:
         except Exception as exc:
             if self.propagate:
                 raise
-            self._log_error(request, outcome, exc)
-            return self._failed(request, pickleable(exc))
-
-    def _log_error(self, request: SimpleRequest, outcome: Outcome, exc: Exception) -> None:
-        logger.error("Cannot end %r as %s: %r", request, outcome.kind, exc, exc_info=True)
+            failed = Failed(pickleable(exc), f"cannot end as {outcome.kind}")
+            return self._failed(request, failed)
 
     def _apply(self, request: SimpleRequest, outcome: Outcome) -> Applied:
         match outcome:
@@ -154,7 +150,7 @@ class Settlement:
             case Done():
                 return self._done(request, outcome)
             case Failed():
-                return self._failed(request, outcome.exc)
+                return self._failed(request, outcome)
             case Retried():
                 return self._retried(request, outcome)
             case Rejected():
@@ -177,8 +173,9 @@ class Settlement:
         self.handlers.on_success(request, self.end.retval)
         return applied
 
-    def _failed(self, request: SimpleRequest, raised: BaseException) -> Applied:
-        exc = self._infos.pickleable(raised)
+    def _failed(self, request: SimpleRequest, failed: Failed) -> Applied:
+        exc = self._infos.pickleable(failed.exc)
+        final = Failed(exc, failed.description)
         einfo = self._infos.failure(exc)
         if not _is_complete(request):
             try:
@@ -186,12 +183,12 @@ class Settlement:
             except Exception as error:
                 logger.exception("Cannot store the failure of %r: %r", request, error)
                 # As for a task whose tracer raises, the main process stores it and tells of it.
-                return Applied(Failed(exc), (True, self._infos.unstored(exc, einfo)))
+                return Applied(final, (True, self._infos.unstored(exc, einfo)))
         if exc is self.end.error:
             self.handlers.on_failure(request, exc, einfo)
         elif self.handlers or signals.task_failure.receivers:
             call_live(exc, lambda: self._notify_of_own_failure(request, exc, einfo))
-        return Applied(Failed(exc), (True, self._infos.reported(exc, einfo)))
+        return Applied(final, (True, self._infos.reported(exc, einfo)))
 
     def _notify_of_own_failure(
         self, request: SimpleRequest, exc: BaseException, einfo: ExceptionInfo
@@ -222,8 +219,9 @@ class Settlement:
             if error is exc:
                 # Celery has raised `exc` again, so restore the traceback of its origin.
                 error.__traceback__ = traceback
-            self.exhausted.append((request, error))
-            return self._failed(request, error)
+            final = self._infos.pickleable(error)
+            self.exhausted.append((request, final))
+            return self._failed(request, Failed(final))
         einfo = self._infos.retry(reason, exc)
         if not _is_complete(request) and stores_errors(self.task, request, eager=self.eager):
             try:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from celery.utils.log import get_logger
-
 from ..core.keys import key_of
 from ..core.outcomes import Failed
 from ..core.slot import slot_of
@@ -16,8 +14,6 @@ if TYPE_CHECKING:
     from ..task import Batches
 
 __all__ = ("Duplicate", "end_duplicates", "find_duplicates")
-
-logger = get_logger(__name__)
 
 
 class Duplicate(NamedTuple):
@@ -55,8 +51,7 @@ def _key(task: Batches, request: SimpleRequest) -> tuple[Hashable] | None:
         key = key_of(task, "unique_key", request)
         hash(key)
     except Exception as exc:
-        logger.error("Task %s: no unique_key of %r: %r", task.name, request, exc, exc_info=True)
-        slot_of(request).record(Failed(exc))
+        slot_of(request).record(Failed(exc, "has no unique_key"))
         return None
     return (key,)
 

@@ -142,8 +142,8 @@ def test_redis_that_will_not_read_many_at_once(
     here.run(here.received("done", "fail", "done"))
     assert here.states(0, 1, 2) == ["SUCCESS", "FAILURE", "SUCCESS"]
     assert len(here.published()) == 3
-    (record,) = [r for r in caplog.records if r.name.startswith("celery_batches")]
-    assert record.levelname == "WARNING"
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert record.name.startswith("celery_batches")
     assert "3 states" in record.getMessage()
     assert "no permission" in record.getMessage()
 

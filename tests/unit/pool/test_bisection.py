@@ -137,7 +137,9 @@ def test_all_of_them_fail(world: World, caplog: Any) -> None:
     batch = run(world, Counted(0, 1, 2, 3), 4)
     assert [repr(outcome.exception) for outcome in batch] == [f"Poison({n})" for n in range(4)]
     assert isinstance(batch.exception, Poison)
-    (line,) = messages(caplog, logging.ERROR)
+    *own, line = messages(caplog, logging.ERROR)
+    assert [each.rsplit(" ", 1)[-1] for each in own] == [f"Poison({n})" for n in range(4)]
+    assert line.startswith("Batch ")
     assert "raised unexpected" in line
     assert "body ran 7 times" in line
 

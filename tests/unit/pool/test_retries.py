@@ -126,7 +126,8 @@ def test_a_retry_too_many_fails_its_request_alone(
     assert isinstance(result.result, ValueError if given else MaxRetriesExceededError)
     failed = [told["task_id"] for name, _, told in signal_log if name == "task_failure"]
     assert failed == ["id-0", "id-2"]
-    assert len(messages(caplog, logging.ERROR)) == 1
+    lines = messages(caplog, logging.ERROR)
+    assert [line.split()[1] for line in lines] == ["unit.click[id-0]", "unit.click[id-2]"]
     if given:
         # The traceback is where it was raised, not where it was raised again for each request.
         assert sending.app.AsyncResult("id-2").traceback == result.traceback
