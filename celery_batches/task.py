@@ -149,8 +149,10 @@ class Batches(BodyMethods, UnsupportedMethods):
             app: The Celery app.
             consumer: The worker's ``celery.worker.consumer.Consumer``.
         """
+        from .pool.marking import intercept_new_backends
         from .worker.strategy import BatchStrategy, strategy_of
 
+        intercept_new_backends(app)
         old = strategy_of(consumer, task.name)
         if old is None:
             # Only at the start. A bad value must not stop a running worker, which logs it instead.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery._state import _task_stack
+from celery.app.task import Context
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 
@@ -16,18 +17,59 @@ from ..core.slot import Progress, RunningBatch, slot_of
 from ..errors import error_info, pickleable
 from ..request import SimpleRequest
 from .context import member_of
-from .continuations import parent_context, send_continuations
-from .running import running_batch
+from .continuations import parent_context, send_continuations, sends_on_success
+from .running import request_anywhere, running_batch
 from .store import store_failure
 
 if TYPE_CHECKING:
-    from ..backends.state import Backend
+    from celery import Celery
 
-__all__ = ("intercept_marks",)
+    from ..backends.state import Backend
+    from ..task import Batches
+
+__all__ = ("intercept_marks", "intercept_marks_of", "intercept_new_backends")
 
 logger = get_logger(__name__)
 
+#: The method of an app that makes a result backend. Celery has no public name for it.
+MAKER = "_get_backend"
+
+ENDED = "%r: its batch has ended, and it is %s: %s has no effect"
+ENDED_UNMARKED = (
+    "%r: its batch has ended before %s was called, so its link or chain does not continue. Mark it "
+    "before the body of the task returns"
+)
+
 Batch: TypeAlias = RunningBatch[SimpleRequest]
+
+
+def intercept_marks_of(task: Batches) -> None:
+    """Intercept them on each result backend by which a body of this task may mark a request.
+
+    In Celery, each thread and each greenlet of the body makes a backend of its own.
+    """
+    intercept_marks(task.backend)
+    intercept_marks(task.app.backend)
+    intercept_new_backends(task.app)
+
+
+def intercept_new_backends(app: Celery) -> None:
+    """Intercept the marks on each result backend that the app makes from now on."""
+    make = getattr(app, MAKER, None)
+    if make is not None and not isinstance(make, _BackendMaker):
+        setattr(app, MAKER, _BackendMaker(make))
+
+
+class _BackendMaker:
+    """Makes the backend of a thread or greenlet, as the app does."""
+
+    def __init__(self, make: Callable[[], Backend]) -> None:
+        self._make = make
+
+    def __call__(self) -> Backend:
+        backend = self._make()
+        intercept_marks(backend)
+        return backend
 
 
 def intercept_marks(backend: Backend) -> None:
@@ -58,12 +100,14 @@ class _Intercepted:
         update_wrapper(self, mark)
 
     def __call__(self, task_id: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        given = [arg for arg in (*args, kwargs.get("request")) if isinstance(arg, SimpleRequest)]
-        request = given[0] if given else _running_requests().get(task_id)
+        given = next((arg for arg in (*args, kwargs.get("request")) if _is_request(arg)), None)
+        request = _request_of(task_id, given)
         batch = None if request is None else slot_of(request).batch
         if request is None or batch is None:
+            if request is not None and not isinstance(given, Context) and self._is_late(request):
+                return None
             return self.intercepted(task_id, value, *args, **kwargs)
-        if not given and not args and not request.ignore_result:
+        if given is None and not args and not request.ignore_result:
             # 0.11 allows a call without the request. The backend needs it for RPC and chords.
             kwargs["request"] = request
         # Record before writing: during the write, other threads or greenlets may run.
@@ -74,6 +118,8 @@ class _Intercepted:
             return None
         if slot.progress is Progress.COMPLETE:
             return None
+        # If the body returns meanwhile, the batch leaves this request to this thread.
+        slot.progress = Progress.COMPLETE
         final: Outcome | None = None
         try:
             with parent_context(batch.task, request):
@@ -81,6 +127,7 @@ class _Intercepted:
                 returned = self.write(request, task_id, value, *args, **kwargs)
             final = outcome
         except Exception as exc:
+            slot.progress = Progress.RECORDED
             final = self.recover(batch, request, value, exc)
             return None
         finally:
@@ -89,6 +136,16 @@ class _Intercepted:
             if final is not None:
                 slot.progress = Progress.COMPLETE
         return returned
+
+    def _is_late(self, request: SimpleRequest) -> bool:
+        """Whether the batch of a request has ended, and has given it an outcome."""
+        slot = slot_of(request)
+        if slot.outcome is not None:
+            logger.warning(ENDED, request, slot.outcome.kind, self.__name__)
+            return True
+        if slot.closed and self.outcome_type is Done and sends_on_success(request):
+            logger.warning(ENDED_UNMARKED, request, self.__name__)
+        return False
 
     def prepare(self, batch: Batch, request: SimpleRequest, value: Any) -> None:
         """Prepare the write to the result backend."""
@@ -138,11 +195,27 @@ def _log_error(request: SimpleRequest, exc: Exception) -> None:
     logger.error("Cannot store the outcome of %r: %r", request, exc, exc_info=exc)
 
 
-def _running_requests() -> Mapping[str | None, SimpleRequest]:
-    """Return the requests of the batch that runs in this thread or greenlet, by id."""
+def _is_request(arg: object) -> bool:
+    return isinstance(arg, SimpleRequest | Context)
+
+
+def _request_of(task_id: str, given: SimpleRequest | Context | None) -> SimpleRequest | None:
+    """Return the request that a call of the result backend is about, if it is one of a batch.
+
+    Arguments:
+        task_id: The id that the backend gets.
+        given: The request that it gets, if any.
+    """
+    if isinstance(given, SimpleRequest):
+        return given
     task = _task_stack.top
-    if not task:
-        return {}
-    member = member_of(task)
-    batch = running_batch(task) if member is None else slot_of(member).batch
-    return {} if batch is None else batch.by_id
+    if task:
+        member = member_of(task)
+        batch = running_batch(task) if member is None else slot_of(member).batch
+        if batch is not None and task_id in batch.by_id:
+            return batch.by_id[task_id]
+    # Celery itself passes a context. And what is about the current task is not about a batch.
+    if given is not None or (task and task.request.id == task_id):
+        return None
+    # Helper threads and greenlets of a body have no current task.
+    return request_anywhere(task_id)

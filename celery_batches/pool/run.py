@@ -27,7 +27,7 @@ from .exceptions import BodyEnd
 from .failure_log import log_own_failures
 from .handlers import Handlers
 from .log import log_batch
-from .marking import intercept_marks
+from .marking import intercept_marks_of
 from .running import running
 from .settle import Settlement
 from .soft_limit import SoftLimit
@@ -135,8 +135,7 @@ class BatchRun:
             return
         if self.body_args is None:
             self.body_args = (self.active,)
-        intercept_marks(self.task.backend)
-        intercept_marks(self.task.app.backend)
+        intercept_marks_of(self.task)
         with running(self):
             self._tracer()(self.id, self.body_args, {}, self._request_dict())
 
@@ -227,6 +226,10 @@ class BatchRun:
         end_duplicates(self.duplicates)
         rest = self.requests[len(self.applied) :]
         recorded = [slot_of(request).close() for request in rest]
+        if self.end.error is not None:
+            for request in rest:
+                # A thread of the body that comes too late finds out.
+                slot_of(request).outcome = slot_of(request).outcome or self.end.outcome
         settlement = Settlement(
             self.task, self.end, self.handlers, eager=self.eager, propagate=self.propagate
         )

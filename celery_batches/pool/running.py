@@ -8,26 +8,32 @@ from typing import TYPE_CHECKING
 
 from celery.utils.threads import LocalStack
 
-from ..core.slot import RunningBatch
+from ..core.slot import RunningBatch, slot_of
 from ..request import SimpleRequest
 
 if TYPE_CHECKING:
     from ..task import Batches
     from .run import BatchRun
 
-__all__ = ("is_running", "running", "running_batch", "traced_batch")
+__all__ = ("is_running", "request_anywhere", "running", "running_batch", "traced_batch")
 
 #: The running batches, innermost last, since a body may run another batch eagerly.
 _stack = LocalStack()
+
+#: The batches that run in this process, in any thread or greenlet. Adding one, removing one and
+#: listing all are atomic.
+_everywhere: dict[int, BatchRun] = {}
 
 
 @contextmanager
 def running(batch: BatchRun) -> Iterator[None]:
     """Make this the running batch of the thread or greenlet."""
     _stack.push(batch)
+    _everywhere[id(batch)] = batch
     try:
         yield
     finally:
+        del _everywhere[id(batch)]
         _stack.pop()
 
 
@@ -53,3 +59,18 @@ def running_batch(task: Batches) -> RunningBatch[SimpleRequest] | None:
             is_current = batch.context is None or batch.context is task.request_stack.top
             return batch if is_current else None
     return None
+
+
+def request_anywhere(task_id: str) -> SimpleRequest | None:
+    """Return the request with this id of a batch that runs in any thread or greenlet, or None.
+
+    If two batches have it, since its message was delivered twice, return one that can be marked.
+    """
+    found = None
+    for batch in list(_everywhere.values()):
+        request = batch.by_id.get(task_id)
+        if request is not None:
+            found = request
+            if slot_of(request).batch is not None:
+                break
+    return found
