@@ -100,7 +100,8 @@ def make_app(peer: str, flush_every: int, backend: str | None, way: str) -> tupl
     def returning(requests: list[Any]) -> list[str]:
         return ["ok" for _ in requests]
 
-    options = {"name": TASK, "acks_late": True, "ignore_result": backend is None}
+    # Not shared, or the next app has it too.
+    options = {"name": TASK, "shared": False, "acks_late": True, "ignore_result": backend is None}
     if peer == "plain":
         task = app.task(**options)(plain)
     else:
