@@ -11,6 +11,10 @@ run         an empty body, and what is around it            (child)
 return      what is said of it, pickled and unpickled       (child, main process)
 complete    states, events, acknowledgements                (main process)
 results     `run`, and a result in Redis for each           (child; needs TEST_REDIS_URL)
+
+The last lines compare the two ways in which the body of this package gives each request a result:
+`return_results`, and a mark of each. First without a result backend, which is the difference in
+full, then with Redis.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from environments import ENVIRONMENTS, HERE, find, variables
@@ -30,6 +35,8 @@ PEERS = ("ours", "original", "plain")
 STAGES = ("receive", "dispatch", "pickle", "unpickle", "run", "return", "complete")
 #: Measured where there is a Redis, and no part of the sum.
 RESULTS = "results"
+#: How the body of this package gives each request a result.
+WAYS = ("mark", "return")
 #: The stages in the main process; of `return` it has a part.
 IN_MAIN = ("receive", "dispatch", "pickle", "return", "complete")
 
@@ -37,10 +44,17 @@ IN_MAIN = ("receive", "dispatch", "pickle", "return", "complete")
 def probe(peer: str, count: int, size: int, repeats: int) -> dict[str, Any]:
     """Time all stages of a peer, in its own environment."""
     found = _probe(peer, count, size, repeats)
-    if redis := os.environ.get("TEST_REDIS_URL"):
-        stored = _probe(peer, count, size, repeats, redis)
+    redis = os.environ.get("TEST_REDIS_URL")
+    if redis:
+        stored = _probe(peer, count, size, repeats, "mark", redis)
         for run, with_results in zip(found["runs"], stored["runs"], strict=True):
             run[RESULTS] = with_results["run"]
+    if peer == "ours":
+        backends = {"no result backend": "", **({"Redis": redis} if redis else {})}
+        found["ways"] = {
+            title: _probe(peer, count, size, repeats, ",".join(WAYS), backend)["ways"]
+            for title, backend in backends.items()
+        }
     return found
 
 
@@ -55,8 +69,22 @@ def _probe(peer: str, *arguments: Any) -> dict[str, Any]:
 def least(turns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The least time of each stage, in microseconds for each message."""
     runs = [run for turn in turns for run in turn["runs"]]
-    stages = [*STAGES, *(stage for stage in (RESULTS,) if all(stage in run for run in runs))]
-    return {stage: 1e6 * min(run[stage] for run in runs) for stage in stages}
+    return {stage: 1e6 * min(run[stage] for run in runs) for stage in runs[0]}
+
+
+def ways(turns: Sequence[Mapping[str, Any]]) -> str:
+    """What `return_results` costs beside marking each request. The two take turns."""
+    lines = []
+    for title in turns[0]["ways"]:
+        marked, returned = (
+            [1e6 * run["run"] for turn in turns for run in turn["ways"][title][way]] for way in WAYS
+        )
+        ratio = median(one / other for one, other in zip(returned, marked, strict=True))
+        lines.append(
+            f"{title}: marked {min(marked):.2f} µs, returned {min(returned):.2f} µs, ratio "
+            f"{min(returned) / min(marked):.3f} (median of {len(marked)} pairs {ratio:.3f})"
+        )
+    return "\n".join(lines)
 
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -86,7 +114,12 @@ def main(arguments: Sequence[str]) -> int:
     for _ in range(options.turns):
         for peer, turns in found.items():
             turns.append(probe(peer, options.flush_every, options.size, options.repeats))
-    print(json.dumps(found) if options.json else table(found))
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    print(table(found))
+    if "ours" in found:
+        print(ways(found["ours"]))
     return 0
 
 

@@ -1,21 +1,24 @@
-"""Private Redis and RabbitMQ servers, that tests may stop, kill and restart as they like.
+"""Private servers of Redis, RabbitMQ and PostgreSQL, which tests may stop, kill and restart.
 
-`start_redis(directory)` and `start_rabbitmq(directory)` return a `Server` that answers, or raise
-`Missing`. Their programs are found on this machine, or where `services.py` unpacked them. They
-listen on 127.0.0.1 only. Any Python from 3.10 runs it.
+`start_redis(directory)` and the like return a `Server` that answers, or raise `Missing`. Their
+programs are found on this machine, or where `services.py` unpacked them. They listen on 127.0.0.1
+only. Any Python from 3.10 runs it.
 """
 
 import os
+import pwd
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 HOME = Path(__file__).resolve().parents[1] / ".services"
@@ -56,6 +59,18 @@ def rabbitmq_answers(url: str) -> bool:
     return False
 
 
+def postgresql_answers(url: str) -> bool:
+    """Whether a PostgreSQL server at `url` has started, and lets this user log in."""
+    parts = urlsplit(url)
+    user, database = unquote(parts.username or "postgres"), parts.path.lstrip("/") or "postgres"
+    words = b"".join(word.encode() + b"\0" for word in ("user", user, "database", database))
+    start_up = (196608).to_bytes(4, "big") + words + b"\0"  # Version 3.0 of the protocol.
+    with suppress(OSError), _connect(url, 5432) as connection:
+        connection.sendall((len(start_up) + 4).to_bytes(4, "big") + start_up)
+        return connection.recv(1) == b"R"  # "E" while the server starts.
+    return False
+
+
 def _method(header: bytes, read: Callable[[int], bytes]) -> bytes:
     """The class and method of the AMQP frame that `header` opens."""
     return read(int.from_bytes(header[3:7], "big") + 1)[:4] if header[:1] == b"\x01" else b""
@@ -75,6 +90,7 @@ class Server:
     directory: Path
     answers: Callable[[str], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    user: str | None = None  # Who runs it, if it refuses to be run by root.
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self, *, timeout: float = 90) -> "Server":
@@ -89,6 +105,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                **_as_user(self.user),
             )
         deadline = time.monotonic() + timeout
         while not self.answers(self.url):
@@ -163,6 +180,44 @@ def start_rabbitmq(directory: Path, port: int | None = None, *options: str) -> S
     return Server(url, command, directory, rabbitmq_answers, environment).start()
 
 
+def start_postgresql(directory: Path, port: int | None = None) -> Server:
+    """Start a PostgreSQL with a new, empty cluster. It refuses root, who has `_somebody` run it."""
+    port = port or free_port()
+    user = _somebody() if os.geteuid() == 0 else None
+    directory.mkdir(parents=True, exist_ok=True)
+    data = directory / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    if user is not None:
+        data = Path(tempfile.mkdtemp(prefix="postgresql-"))  # Others may not enter ours.
+        shutil.chown(data, user)
+    initdb = [find_program("initdb"), "--pgdata", str(data), "--username=postgres", "--auth=trust"]
+    initdb += ["--no-sync", "--encoding=UTF8", "--locale=C"]
+    done = subprocess.run(
+        initdb, cwd="/", env=_environment(), capture_output=True, text=True, **_as_user(user)
+    )
+    if done.returncode:
+        raise Missing(f"initdb does not make a cluster:\n{done.stderr[-2000:]}")
+    options = {"fsync": "off", "listen_addresses": LOCALHOST, "unix_socket_directories": ""}
+    command = [find_program("postgres"), "-D", str(data), "-p", str(port)]
+    command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+    url = f"postgresql://postgres@{LOCALHOST}:{port}/postgres"
+    return Server(url, command, data, postgresql_answers, user=user).start()
+
+
+def _as_user(user: str | None) -> dict[str, Any]:
+    """The arguments for a process of this user."""
+    if user is None:
+        return {}
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+
+
+def _somebody() -> str:
+    """A user who is not root: PostgreSQL's own, if the machine has one."""
+    with suppress(KeyError):
+        return pwd.getpwnam("postgres").pw_name
+    return "nobody"
+
+
 def free_port() -> int:
     with socket.create_server((LOCALHOST, 0)) as listener:
         port: int = listener.getsockname()[1]
@@ -172,16 +227,24 @@ def free_port() -> int:
 def find_program(name: str) -> str:
     """Its path, on this machine or unpacked by us. Raises `Missing`."""
     # RabbitMQ's own directory first: the command in /usr/sbin changes the user, and wants root.
-    path = os.pathsep.join(["/usr/lib/rabbitmq/bin", _environment()["PATH"]])
+    first = ["/usr/lib/rabbitmq/bin", *_postgresql_directories(Path("/"))]
+    path = os.pathsep.join([*first, _environment()["PATH"]])
     if found := shutil.which(name, path=path):
         return found
     raise Missing(f"{name} is not installed")
+
+
+def _postgresql_directories(root: Path) -> list[str]:
+    """Where Debian has the programs of PostgreSQL, the newest version first."""
+    found = root.glob("usr/lib/postgresql/*/bin")
+    return sorted(map(str, found), key=lambda path: int(path.split("/")[-2]), reverse=True)
 
 
 def _environment() -> dict[str, str]:
     """The environment, in which the programs and libraries that we unpacked are found too."""
     sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"]
     unpacked = [str(UNPACKED / path) for path in ("usr/lib/rabbitmq/bin", "usr/bin", "usr/sbin")]
+    unpacked += _postgresql_directories(UNPACKED)
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *sbin, *unpacked])
     libraries = map(str, [*UNPACKED.glob("usr/lib/*-linux-*"), *UNPACKED.glob("lib/*-linux-*")])
     inherited = os.environ.get("LD_LIBRARY_PATH")

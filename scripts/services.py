@@ -1,19 +1,21 @@
-"""Redis and RabbitMQ for the tests: what is there is used, what is missing is started privately.
+"""Redis, RabbitMQ and PostgreSQL for the tests: found where they are, or started privately.
 
-    services.py up         make sure of both, and say what was done; writes .services/env
-    services.py env        print TEST_REDIS_URL=... and TEST_RABBITMQ_URL=...
+    services.py up         make sure of all, and say what was done; writes .services/env
+    services.py env        print TEST_REDIS_URL=... and the like
     services.py down       stop what `up` started, and nothing else
     services.py run CMD    up, CMD with those variables, down
     services.py fetch      get the programs from Debian where they are missing
 
 Looked for in turn: the variables themselves; a server that answers on the standard port; a program
-to start on a free port, with its data under .services/. With CI=true or INSTALL_SERVICES=1 a
+to start on a free port, with its data under .services/. A PostgreSQL on the standard port is left
+alone, since nobody has said who may log in. With CI=true or INSTALL_SERVICES=1 a
 missing program is fetched from Debian first, and with CI=true a missing service is an error. Any
 Python from 3.10 runs it.
 """
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +35,10 @@ from brokers import (
     Server,
     find_program,
     kill_group,
+    postgresql_answers,
     rabbitmq_answers,
     redis_answers,
+    start_postgresql,
     start_rabbitmq,
     start_redis,
 )
@@ -42,27 +46,38 @@ from brokers import (
 
 @dataclass(frozen=True)
 class Service:
-    """A kind of broker: where it is looked for, and how it is had otherwise."""
+    """A kind of server: where it is looked for, and how it is had otherwise."""
 
     variable: str
     package: str
-    standard_url: str
+    program: str
+    standard_url: str | None
     answers: Callable[[str], bool]
     start: Callable[[Path], Server]
 
 
 SERVICES = {
     "redis": Service(
-        "TEST_REDIS_URL", "redis-server", f"redis://{LOCALHOST}:6379/15", redis_answers, start_redis
+        "TEST_REDIS_URL",
+        "redis-server",
+        "redis-server",
+        f"redis://{LOCALHOST}:6379/15",
+        redis_answers,
+        start_redis,
     ),
     "rabbitmq": Service(
         "TEST_RABBITMQ_URL",
+        "rabbitmq-server",
         "rabbitmq-server",
         f"amqp://guest:guest@{LOCALHOST}:5672//",
         rabbitmq_answers,
         start_rabbitmq,
     ),
+    "postgresql": Service(
+        "TEST_POSTGRESQL_URL", "postgresql", "initdb", None, postgresql_answers, start_postgresql
+    ),
 }
+SCHEMES = ("redis", "amqp", "pyamqp", "postgresql")
 IN_CI = os.environ.get("CI") == "true"
 MAY_INSTALL = IN_CI or os.environ.get("INSTALL_SERVICES") == "1"
 
@@ -70,26 +85,28 @@ MAY_INSTALL = IN_CI or os.environ.get("INSTALL_SERVICES") == "1"
 def provide(name: str, service: Service) -> tuple[str, str]:
     """The URL of this service, and a word on where it comes from. Raises `Missing`."""
     if url := os.environ.get(service.variable):
-        if urlsplit(url).scheme in ("redis", "amqp", "pyamqp") and not service.answers(url):
+        if urlsplit(url).scheme in SCHEMES and not service.answers(url):
             sys.exit(f"{service.variable} is set, and nothing answers there as it should")
         return url, f"from {service.variable}"
     if (ours := _read_state().get(name)) and _is_running(ours):
         return str(ours["url"]), "started earlier"
-    if service.answers(service.standard_url):
+    if service.standard_url and service.answers(service.standard_url):
         return service.standard_url, "found running"
     if MAY_INSTALL:
-        fetch(service.package)
+        fetch(service)
     server = service.start(HOME / name)
     assert server.process
     pid = server.process.pid
-    _write_state({**_read_state(), name: {"url": server.url, "pid": pid, "born": _born(pid)}})
+    ours = {"url": server.url, "pid": pid, "born": _born(pid), "directory": str(server.directory)}
+    _write_state({**_read_state(), name: ours})
     return server.url, f"started, process {pid}"
 
 
-def fetch(package: str) -> None:
+def fetch(service: Service) -> None:
     """Get a missing program: installed as root, unpacked under .services/root otherwise."""
+    package = service.package
     with suppress(Missing):
-        find_program(package)
+        find_program(service.program)
         return
     try:
         if debian.is_root():
@@ -131,6 +148,8 @@ def down(*names: str) -> None:
         if ours and _is_running(ours):
             _stop(int(ours["pid"]))
             print(f"{name}: stopped", file=sys.stderr)
+        if ours and not Path(str(ours["directory"])).is_relative_to(HOME):
+            shutil.rmtree(str(ours["directory"]), ignore_errors=True)
     _write_state(state)
     (HOME / "env").unlink(missing_ok=True)
 
@@ -191,7 +210,7 @@ def main(arguments: list[str]) -> int:
             down(*SERVICES)
         case ["fetch"]:
             for service in SERVICES.values():
-                fetch(service.package)
+                fetch(service)
         case ["run", *command] if command:
             return run(command)
         case _:

@@ -1,4 +1,4 @@
-"""Brokers for the tests. `scripts/services.py run` provides them, and sets these variables."""
+"""Servers for the tests. `scripts/services.py run` provides them, and sets these variables."""
 
 import os
 
@@ -13,6 +13,11 @@ def redis_url() -> str:
 @pytest.fixture(scope="session")
 def rabbitmq_url() -> str:
     return _service("TEST_RABBITMQ_URL")
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> str:
+    return _service("TEST_POSTGRESQL_URL")
 
 
 def _service(variable: str) -> str:

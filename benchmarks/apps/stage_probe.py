@@ -73,11 +73,13 @@ class Consumer:
         self.apply_eta_task = self._limit_task = self._limit_post_eta = None
 
 
-def make_app(peer: str, flush_every: int, backend: str | None) -> tuple[Any, Any]:
+def make_app(peer: str, flush_every: int, backend: str | None, way: str) -> tuple[Any, Any]:
     """An app and its task; whether it is a batch task is said by `peer`.
 
     Arguments:
         backend: Where its results go; None if it has none.
+        way: How the body of a batch task gives each request a result: not at all ("empty"), by a
+            mark of each ("mark"), or by returning them ("return").
     """
     app = Celery("stages", broker="memory://", backend=backend or "cache+memory://")
     app.set_current()
@@ -86,23 +88,30 @@ def make_app(peer: str, flush_every: int, backend: str | None) -> tuple[Any, Any
     def plain(sent: float, padding: str) -> str:
         return "ok"
 
-    def batch(requests: list[Any]) -> None:
-        if backend is None:
-            return
+    def empty(requests: list[Any]) -> None: ...
+
+    def mark(requests: list[Any]) -> None:
         for request in requests:
             if peer == "ours":
                 request.mark_as_done("ok")
             else:  # As the documentation of the original says.
                 app.backend.mark_as_done(request.id, "ok", request=request)
 
-    options = {"name": TASK, "acks_late": True, "ignore_result": backend is None}
+    def returning(requests: list[Any]) -> list[str]:
+        return ["ok" for _ in requests]
+
+    # Not shared, or the next app has it too.
+    options = {"name": TASK, "shared": False, "acks_late": True, "ignore_result": backend is None}
     if peer == "plain":
         task = app.task(**options)(plain)
     else:
         from celery_batches import Batches
 
         options.update(base=Batches, flush_every=flush_every, flush_interval=3600)
-        task = app.task(**options)(batch)
+        if way == "return":
+            options["return_results"] = True
+        bodies: dict[str, Any] = {"empty": empty, "mark": mark, "return": returning}
+        task = app.task(**options)(bodies[way])
     app.finalize()
     setup_worker_optimizations(app, "worker@bench")
     task = app.tasks[TASK]
@@ -114,9 +123,9 @@ def make_app(peer: str, flush_every: int, backend: str | None) -> tuple[Any, Any
 class Probe:
     """One batch's worth of messages at a time."""
 
-    def __init__(self, peer: str, count: int, padding: str, backend: str | None = None) -> None:
+    def __init__(self, peer: str, count: int, padding: str, backend: str | None, way: str) -> None:
         self.peer, self.count, self.padding = peer, count, padding
-        self.app, self.task = make_app(peer, count, backend)
+        self.app, self.task = make_app(peer, count, backend, way)
         self.connection = self.app.connection_for_read()
         self.queue = Queue("stages", Exchange("stages"), routing_key="stages")
         self.channel = self.connection.channel()
@@ -184,11 +193,20 @@ class Probe:
         return value
 
 
-def main(peer: str, count: str, size: str, repeats: str, backend: str | None = None) -> None:
-    probe = Probe(peer, int(count), "x" * int(size), backend)
-    probe.run()  # Imports and caches.
-    runs = [probe.run() for _ in range(int(repeats))]
-    print(json.dumps({"runs": runs, "bytes": probe.bytes}))
+def main(
+    peer: str, count: str, size: str, repeats: str, ways: str = "empty", backend: str = ""
+) -> None:
+    """Print the times of each way. Several, with commas between them, take turns."""
+    names = ways.split(",")
+    probes = [Probe(peer, int(count), "x" * int(size), backend or None, way) for way in names]
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in names}
+    for _ in range(1 + int(repeats)):
+        for way, probe in zip(names, probes, strict=True):
+            probe.app.set_current()
+            runs[way].append(probe.run())
+    # The first has imports, and fills caches.
+    timed = {way: of_way[1:] for way, of_way in runs.items()}
+    print(json.dumps({"runs": timed[names[0]], "ways": timed, "bytes": probes[0].bytes}))
 
 
 if __name__ == "__main__":

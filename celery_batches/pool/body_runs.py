@@ -110,7 +110,9 @@ def _record_or_end(batch: BatchRun, returned: Any) -> None:
     try:
         _record(batch, returned)
     except (TypeError, ValueError) as exc:
-        _end(batch, exc)
+        # Not raised by the body, so ``autoretry_for`` does not apply.
+        for request in batch.unsettled():
+            slot_of(request).record(Failed(exc))
 
 
 def _end(batch: BatchRun, exc: Exception) -> None:

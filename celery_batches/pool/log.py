@@ -25,6 +25,9 @@ __all__ = ("log_batch",)
 #: Logging configurations can rely on this name, wherever the module is.
 logger = get_logger("celery_batches.trace")
 
+#: How many characters of a list of results are logged. To write out long ones takes its time.
+MAX_RESULTS = 200
+
 #: The attribute of a task that has logged `LOG_NO_RESULT` in this process.
 HAS_LOGGED = "__has_logged_no_result__"
 
@@ -73,8 +76,9 @@ def log_batch(batch: BatchRun) -> None:
     others = ", ".join(filter(None, notes))
     context["others"] = f" ({others})" if others else ""
     if error is None:
-        context["return_value"] = saferepr(batch.end.retval, batch.task.resultrepr_maxsize)
-        logger.info(LOG_SUCCESS, context, extra={"data": context})
+        if logger.isEnabledFor(logging.INFO):
+            context["return_value"] = _returned(batch)
+            logger.info(LOG_SUCCESS, context, extra={"data": context})
     elif isinstance(error, Retry):
         context.update(description="retried", exc=str(error))
         logger.info(LOG_ENDED, context, extra={"data": context})
@@ -88,6 +92,14 @@ def log_batch(batch: BatchRun) -> None:
     if logger.isEnabledFor(logging.DEBUG):
         for request, applied in zip(batch.requests, batch.applied, strict=False):
             logger.debug("Batch %s had %r: %s", batch.id, request, applied.kind)
+
+
+def _returned(batch: BatchRun) -> str:
+    longest = batch.task.resultrepr_maxsize
+    if batch.task.return_results:
+        # The results, each of which is written out elsewhere too.
+        longest = min(longest, MAX_RESULTS)
+    return saferepr(batch.end.retval, longest)
 
 
 def _usual(error: BaseException | None) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import get_exponential_backoff_interval
 
 from ..request import SimpleRequest
@@ -68,10 +68,11 @@ def _reason(task: Batches, options: dict[str, Any]) -> Retry:
 def retry_automatically(task: Batches, request: SimpleRequest, exc: BaseException) -> bool:
     """Retry one request if ``autoretry_for`` says so for its exception, and return whether it does.
 
-    The rules are those of ``celery.app.autoretry``, which sees only what the body raises.
+    The rules are those of ``celery.app.autoretry``, which sees only what the body raises. It would
+    retry a ``Reject``. Here that is an item that the body has returned, and means itself.
     """
     chosen = tuple(getattr(task, "autoretry_for", ()))
-    excluded = (Ignore, Retry, *getattr(task, "dont_autoretry_for", ()))
+    excluded = (Ignore, Reject, Retry, *getattr(task, "dont_autoretry_for", ()))
     if not isinstance(exc, chosen) or isinstance(exc, excluded) or not isinstance(exc, Exception):
         return False
     options: dict[str, Any] = dict(getattr(task, "retry_kwargs", {}))

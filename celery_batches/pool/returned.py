@@ -53,13 +53,14 @@ def record_returned(task: Batches, requests: Sequence[SimpleRequest], returned: 
     """
     for request, item in zip(requests, _items(task, requests, returned), strict=True):
         # A request that was marked before keeps that outcome.
-        _record(task, request, item)
+        if isinstance(item, BaseException):
+            _record_exception(task, request, item)
+        else:
+            slot_of(request).record(Done(item))
 
 
-def _record(task: Batches, request: SimpleRequest, item: Any) -> None:
-    if not isinstance(item, BaseException):
-        slot_of(request).record(Done(item))
-    elif not retry_automatically(task, request, item):
+def _record_exception(task: Batches, request: SimpleRequest, item: BaseException) -> None:
+    if not retry_automatically(task, request, item):
         slot_of(request).record(outcome_of(item))
 
 

@@ -49,6 +49,8 @@ class BatchTask(Proxy):  # type: ignore[misc]  # celery is not typed
 
     ignore_result = True
     track_started = False
+    #: Celery's line for a batch is not logged, so what the body has returned is not written out.
+    resultrepr_maxsize = 1
 
     def __init__(self, task: Batches) -> None:
         super().__init__(lambda: task)

@@ -14,7 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from threading import Thread
+from uuid import uuid4
 
+import psycopg
 import pytest
 from celery import _state, chord, signals, states
 from celery.contrib.testing.worker import start_worker
@@ -51,7 +53,9 @@ def load(monkeypatch, tmp_path):
     monkeypatch.setenv("CELERY_RESULT_BACKEND", "cache+memory://")
     monkeypatch.setenv("DATABASE", str(tmp_path / "example.db"))
 
-    def load_example(name):
+    def load_example(name, **environment):
+        for variable, value in environment.items():
+            monkeypatch.setenv(variable, value)
         spec = importlib.util.spec_from_file_location(
             f"{name}_{tmp_path.name}", EXAMPLES / f"{name}.py"
         )
@@ -213,6 +217,30 @@ def test_bulk_insert_does_not_insert_a_call_twice(load):
     for _ in range(2):
         example.save_reading.apply(kwargs={"sensor": "a", "value": 1}, task_id="the-id", throw=True)
     assert rows_of(example, "SELECT * FROM reading") == [("the-id", "a", 1)]
+
+
+@pytest.mark.postgresql
+def test_one_bad_row_fails_its_call_alone(load, monkeypatch, postgresql_url, capsys):
+    """19 rows are stored, one caller gets the database's error: by two options, and no code."""
+    schema = f"test_{uuid4().hex}"
+    with psycopg.connect(postgresql_url, autocommit=True) as db:
+        db.execute(f"CREATE SCHEMA {schema}")
+        db.execute(f"CREATE TABLE {schema}.person (name VARCHAR(20) PRIMARY KEY)")
+        monkeypatch.setenv("PGOPTIONS", f"-c search_path={schema}")
+        try:
+            example = load("one_bad_row", DATABASE=postgresql_url)
+            with running_worker(example.app) as runs:
+                capsys.readouterr()
+                example.main()
+                assert runs.get(timeout=DEADLINE) == (states.SUCCESS, None)
+                assert runs.empty()
+                printed = capsys.readouterr().out.splitlines()
+            names = db.execute(f"SELECT name FROM {schema}.person").fetchall()
+        finally:
+            db.execute(f"DROP SCHEMA {schema} CASCADE")
+    assert sorted(names) == sorted((f"person {number}",) for number in range(19))
+    [shown] = code_blocks(ROOT / "docs" / "failures.rst", "text")
+    assert printed == shown.splitlines()
 
 
 class PriceAPI(BaseHTTPRequestHandler):
