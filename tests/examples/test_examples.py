@@ -332,14 +332,25 @@ def test_eager_runs_without_a_worker(load, way, result):
     assert getattr(load("eager"), way)() == result
 
 
-@pytest.mark.parametrize(("name", "tests"), [("test_prices.py", 3), ("test_body.py", 2)])
-def test_a_suite_of_the_page_on_testing_passes(name, tests, tmp_path):
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("test_*.py")))
+def test_a_suite_of_the_page_on_testing_passes(name, tmp_path):
     """It passes in a pytest of its own."""
     suite = shutil.copy(EXAMPLES / name, tmp_path)
+    tests = Path(suite).read_text().count("\ndef test_")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", suite]
     env = {**os.environ, "PYTEST_ADDOPTS": ""}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert re.search(rf"^=+ {tests} passed\b", done.stdout, re.MULTILINE), done.stdout + done.stderr
+
+
+def test_the_page_on_testing_shows_files_that_run():
+    """All of its Python is from a file that a test runs; the rest are commands of the shell."""
+    page = (ROOT / "docs" / "testing.rst").read_text()
+    shown = set(re.findall(r"literalinclude:: examples/(\S+)", page))
+    assert shown == {path.name for path in EXAMPLES.glob("test_*.py")}
+    assert "code-block::" not in page
+    for block in re.findall(r"::\n\n((?:    .*\n|\n)+)", page):
+        assert all(line.startswith("    pip install") for line in block.splitlines() if line)
 
 
 def test_every_example_is_shown():
