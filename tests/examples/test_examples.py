@@ -1,6 +1,5 @@
 """Every example of the documentation runs, on a real worker, and does what its page says."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,86 +8,23 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 
 import pytest
-from celery import _state, chord, signals, states
-from celery.contrib.testing.worker import start_worker
-from kombu.transport import memory
+from celery import chord, states
 
 from celery_batches import Batches
+from kit.examples import EXAMPLES, running_worker
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "docs" / "examples"
 README = ROOT / "README.rst"
 
 #: Seconds that anything may take before a test gives up on it.
 DEADLINE = 30
-
-
-@pytest.fixture(autouse=True)
-def _app_globals():
-    """Leave what an example changes for all of the process as it was.
-
-    These are Celery's current and default app, and the tasks that each new app gets.
-    """
-    current, default = getattr(_state._tls, "current_app", None), _state.default_app
-    finalizers = set(_state._on_app_finalizers)
-    yield
-    _state._on_app_finalizers.intersection_update(finalizers)
-    _state._set_current_app(current)
-    _state.set_default_app(default)
-
-
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """Import an example anew, set up for a broker and a result backend in memory."""
-    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
-    monkeypatch.setenv("CELERY_RESULT_BACKEND", "cache+memory://")
-    monkeypatch.setenv("DATABASE", str(tmp_path / "example.db"))
-
-    def load_example(name):
-        spec = importlib.util.spec_from_file_location(
-            f"{name}_{tmp_path.name}", EXAMPLES / f"{name}.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        # The broker in memory is one for the whole process.
-        module.app.conf.task_default_queue = f"{name}-{tmp_path.name}"
-        module.app.conf.broker_transport_options = {"polling_interval": 0.01}
-        return module
-
-    return load_example
-
-
-@contextmanager
-def running_worker(app):
-    """Run a worker in this process; yield the queue in which the runs of bodies are reported.
-
-    A report is the state of a batch and what its body returned or raised.
-    """
-    runs = Queue()
-
-    def report(state, retval, **_):
-        runs.put((state, retval))
-
-    signals.task_postrun.connect(report)
-    try:
-        with start_worker(app, pool="solo", perform_ping_check=False):
-            try:
-                yield runs
-            finally:
-                # A message wakes up the worker, which would go on waiting for some seconds.
-                app.control.shutdown()
-    finally:
-        signals.task_postrun.disconnect(report)
-        # If the worker was gone by then, that message still waits, and would end the next one: in
-        # one process they all have the same name, and the same broker.
-        memory.Channel.queues.clear()
 
 
 def rows_of(module, query):
