@@ -71,8 +71,8 @@ installed: dist
 	$(PIP) install --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python scripts/check_installed.py
 
-# Flower, the tools that watch tasks, the original of this package, and what is measured beside it:
-# what is there is left alone.
+# Flower, the tools that watch tasks, type checkers, the original of this package, and what is measured
+# beside it: what is there is left alone.
 peers: $(VENV)/tools.stamp
 	$(BIN)/python scripts/peers.py
 
@@ -124,5 +124,5 @@ soak: installed
 
 clean:
 	-test ! -d .services || $(PYTHON) scripts/services.py down
-	rm -rf $(VENV) .venv-containers .venv-demo .venv-flower .venv-original .venv-tools .venv-bench-* .services .tox .coverage .coverage.* .hypothesis .mypy_cache
+	rm -rf $(VENV) .venv-containers .venv-demo .venv-flower .venv-original .venv-tools .venv-typed .venv-bench-* .services .tox .coverage .coverage.* .hypothesis .mypy_cache
 	rm -rf .pytest_cache .ruff_cache dist build docs/_build htmlcov

@@ -91,10 +91,12 @@ class Batches(BodyMethods, UnsupportedMethods):
         super().__init_subclass__(**kwargs)
         cls._check_options()
 
-    def __getattr__(self, name: str) -> Any:
-        # Python calls this only if the task has no such attribute.
-        hint = f": {REMOVED[name]}" if name in REMOVED else ""
-        raise AttributeError(f"Task {self.name!r} has no attribute {name!r}{hint}", name=name)
+    if not TYPE_CHECKING:  # For type checkers, an unknown name is an error.
+
+        def __getattr__(self, name: str) -> Any:
+            # Python calls this only if the task has no such attribute.
+            hint = f": {REMOVED[name]}" if name in REMOVED else ""
+            raise AttributeError(f"Task {self.name!r} has no attribute {name!r}{hint}", name=name)
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:

@@ -4,7 +4,8 @@
     peers.py NAME ...   of these
 
 `flower` is the monitor that users watch their tasks with, and `tools` are libraries that record
-from inside the worker what tasks do. `original` is celery-batches 0.11, which this package is
+from inside the worker what tasks do. `typed` has two type checkers, and the types of Celery that
+the other environments do not have. `original` is celery-batches 0.11, which this package is
 compared with, and `bench-...` are what the benchmarks measure beside it: the original, Celery
 and kombu, all on one Celery. They live apart from what the tests need: all that they share is the
 broker. An environment that has what is listed here is left as it is. Where one cannot be installed
@@ -36,6 +37,8 @@ REQUIREMENTS = {
     "flower": ["flower>=2", "kombu[redis]"],
     "original": ["celery-batches==0.11", "kombu[redis]"],
     "tools": TOOLS,
+    # basedpyright is pyright with the program that runs it: pyright itself downloads that.
+    "typed": ["celery>=5.7,<5.8", "celery-types>=0.26", "mypy>=1.14", "basedpyright>=1.29"],
     "bench-original": CELERY,
     "bench-celery": CELERY,
     "bench-kombu": ["kombu[redis]>=5.7,<5.8"],

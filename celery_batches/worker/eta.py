@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import time
 from typing import TYPE_CHECKING, Any
 
 from ..transports.consumer_timeout import warn_of_late_eta
 from ..transports.visibility import warn_of_eta
+from .clock import clock_of
 from .flush_options import FlushOptions
 from .interfaces import Consumer
 from .member_request import MemberRequest
@@ -60,7 +60,8 @@ class BufferingConsumer:
         return self._consumer.timer.call_at(eta, fun, args, **options)
 
     def _warn(self, request: MemberRequest) -> None:
-        channel, wait = request.message.channel, request.eta.timestamp() - time()
+        wait = request.eta.timestamp() - clock_of(self._consumer).time()
+        channel = request.message.channel
         interval = self._options.limits.flush_interval
         self._has_warned = warn_of_eta(self._task, channel, wait, interval) or warn_of_late_eta(
             self._task, self._consumer, wait, interval

@@ -6,10 +6,9 @@ RabbitMQ counts deliveries from quorum queues in a header, and most brokers flag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
-from time import monotonic
 from typing import Any
 
 from celery.utils.log import get_logger
@@ -39,9 +38,13 @@ class Redeliveries:
     """Remembers requests that were given back to the broker, for all connections of a task.
 
     Any thread may call it, also while its own thread holds the lock of a strategy.
+
+    Arguments:
+        monotonic: Returns the time of the worker's clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
         self._memory = Memory()
         #: What is remembered, by the id of the request. It is always the same object.
         self.remembered: Mapping[str, Past] = self._memory.past
@@ -55,7 +58,8 @@ class Redeliveries:
             request: The request.
             arrival: When it was buffered, if it still was.
         """
-        past = Past(request.suspect_level, _deliveries(request) or 0, arrival, noted=monotonic())
+        now = self._monotonic()
+        past = Past(request.suspect_level, _deliveries(request) or 0, arrival, noted=now)
         with self._lock:
             self._memory.remember(request.id, past)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import Lock
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -36,6 +35,7 @@ from ..transports.consumer_timeout import warn_of_consumer_timeout
 from ..transports.visibility import warn_of_visibility_timeout
 from .acks import DeferredAck, LeanPromise
 from .checks import MALFORMED_MESSAGE_ERRORS, check_message
+from .clock import clock_of
 from .eta import BufferingConsumer
 from .flush_options import FlushOptions
 from .interfaces import Consumer
@@ -74,6 +74,7 @@ class BatchStrategy:
         self.task = task
         self.consumer = consumer
         self.connection = consumer.connection
+        self._monotonic = monotonic = clock_of(consumer).monotonic
         shortcuts = enabled_shortcuts(app.conf)
         self._deferred_ack = (
             DeferredAck.with_shortcuts(shortcuts) if "lean_promises" in shortcuts else None
@@ -84,7 +85,7 @@ class BatchStrategy:
             task, consumer, self, None if old is None else old.sender
         )
         #: Shared with the next strategy: the broker redelivers what a lost connection had.
-        self.redeliveries: Redeliveries = old.redeliveries if old else Redeliveries()
+        self.redeliveries: Redeliveries = old.redeliveries if old else Redeliveries(monotonic)
         self._remembered = self.redeliveries.remembered
         self._lock = Lock()
         self._pending = PendingRequests(
@@ -158,7 +159,7 @@ class BatchStrategy:
             is_over = self._is_over
             if not is_over:
                 request.strategy = self
-                now, arrival = monotonic(), None
+                now, arrival = self._monotonic(), None
                 if may_be_known:
                     arrival = self.redeliveries.recall(request, acks_late=acks_late, now=now)
                 if arrival is None:
@@ -185,7 +186,7 @@ class BatchStrategy:
         """Use these limits from now on, since an option of the task has changed."""
         with self._lock:
             if not self._retired:
-                self._pending.change(limits, now=monotonic())
+                self._pending.change(limits, now=self._monotonic())
         self.warn_of_broker_limits()
 
     def warn_of_broker_limits(self) -> None:
@@ -204,7 +205,7 @@ class BatchStrategy:
         with self._lock:
             if self._is_over or not self._pending.timer.fire(armed_for):
                 return
-            batches = self._pending.wake_up(now=monotonic())
+            batches = self._pending.wake_up(now=self._monotonic())
         for batch in batches:
             self.sender.flush(batch)
 
@@ -226,7 +227,7 @@ class BatchStrategy:
             request.strategy = self
         # The timer sends full batches. Celery does not have this strategy yet, and sending may
         # block.
-        self._pending.take_over(requests, now=monotonic())
+        self._pending.take_over(requests, now=self._monotonic())
 
     def retire(self, *, requeue: bool = False) -> list[MemberRequest]:
         """End this strategy with its connection, and release the buffered requests.

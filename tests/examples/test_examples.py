@@ -1,6 +1,5 @@
 """Every example of the documentation runs, on a real worker, and does what its page says."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
@@ -18,81 +17,16 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from celery import _state, chord, signals, states
-from celery.contrib.testing.worker import start_worker
-from kombu.transport import memory
+from celery import chord, states
 
 from celery_batches import Batches
+from kit.examples import EXAMPLES, running_worker
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "docs" / "examples"
 README = ROOT / "README.rst"
 
 #: Seconds that anything may take before a test gives up on it.
 DEADLINE = 30
-
-
-@pytest.fixture(autouse=True)
-def _app_globals():
-    """Leave what an example changes for all of the process as it was.
-
-    These are Celery's current and default app, and the tasks that each new app gets.
-    """
-    current, default = getattr(_state._tls, "current_app", None), _state.default_app
-    finalizers = set(_state._on_app_finalizers)
-    yield
-    _state._on_app_finalizers.intersection_update(finalizers)
-    _state._set_current_app(current)
-    _state.set_default_app(default)
-
-
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """Import an example anew, set up for a broker and a result backend in memory."""
-    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
-    monkeypatch.setenv("CELERY_RESULT_BACKEND", "cache+memory://")
-    monkeypatch.setenv("DATABASE", str(tmp_path / "example.db"))
-
-    def load_example(name, **environment):
-        for variable, value in environment.items():
-            monkeypatch.setenv(variable, value)
-        spec = importlib.util.spec_from_file_location(
-            f"{name}_{tmp_path.name}", EXAMPLES / f"{name}.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        # The broker in memory is one for the whole process.
-        module.app.conf.task_default_queue = f"{name}-{tmp_path.name}"
-        module.app.conf.broker_transport_options = {"polling_interval": 0.01}
-        return module
-
-    return load_example
-
-
-@contextmanager
-def running_worker(app):
-    """Run a worker in this process; yield the queue in which the runs of bodies are reported.
-
-    A report is the state of a batch and what its body returned or raised.
-    """
-    runs = Queue()
-
-    def report(state, retval, **_):
-        runs.put((state, retval))
-
-    signals.task_postrun.connect(report)
-    try:
-        with start_worker(app, pool="solo", perform_ping_check=False):
-            try:
-                yield runs
-            finally:
-                # A message wakes up the worker, which would go on waiting for some seconds.
-                app.control.shutdown()
-    finally:
-        signals.task_postrun.disconnect(report)
-        # If the worker was gone by then, that message still waits, and would end the next one: in
-        # one process they all have the same name, and the same broker.
-        memory.Channel.queues.clear()
 
 
 def rows_of(module, query):
@@ -360,14 +294,25 @@ def test_eager_runs_without_a_worker(load, way, result):
     assert getattr(load("eager"), way)() == result
 
 
-@pytest.mark.parametrize(("name", "tests"), [("test_prices.py", 3), ("test_body.py", 2)])
-def test_a_suite_of_the_page_on_testing_passes(name, tests, tmp_path):
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("test_*.py")))
+def test_a_suite_of_the_page_on_testing_passes(name, tmp_path):
     """It passes in a pytest of its own."""
     suite = shutil.copy(EXAMPLES / name, tmp_path)
+    tests = Path(suite).read_text().count("\ndef test_")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", suite]
     env = {**os.environ, "PYTEST_ADDOPTS": ""}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert re.search(rf"^=+ {tests} passed\b", done.stdout, re.MULTILINE), done.stdout + done.stderr
+
+
+def test_the_page_on_testing_shows_files_that_run():
+    """All of its Python is from a file that a test runs; the rest are commands of the shell."""
+    page = (ROOT / "docs" / "testing.rst").read_text()
+    shown = set(re.findall(r"literalinclude:: examples/(\S+)", page))
+    assert shown == {path.name for path in EXAMPLES.glob("test_*.py")}
+    assert "code-block::" not in page
+    for block in re.findall(r"::\n\n((?:    .*\n|\n)+)", page):
+        assert all(line.startswith("    pip install") for line in block.splitlines() if line)
 
 
 def test_every_example_is_shown():

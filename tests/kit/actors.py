@@ -67,7 +67,6 @@ class StagedWorker:
 
     def __enter__(self) -> StagedWorker:
         self.patch = pytest.MonkeyPatch()
-        self.clock.install(self.patch)
         for module in ("strategy", "endings"):
             name = f"celery_batches.worker.{module}.Lock"
             self.patch.setattr(name, partial(SteppedLock, self.stage))

@@ -7,15 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery
-from celery.bootsteps import RUN
 from celery.worker import state as worker_state
-from celery.worker.consumer import Consumer
 from kombu.common import QoS
 
+from celery_batches.testing.consumer import StandInConsumer
 from celery_batches.worker.job import BatchJob
 from celery_batches.worker.prefetch import Prefetch
-from kit.channel import Channel
-from kit.clock import Clock, Timer
+from kit.clock import Clock
 from kit.requests import HOSTNAME
 
 
@@ -48,34 +46,29 @@ class PrefetchConsumer:
         return self.prefetch_counts
 
 
-class FakeConsumer(PrefetchConsumer):
+class FakeConsumer(StandInConsumer, PrefetchConsumer):
     """Stands in for Celery's consumer on a connection, with batches kept instead of sent.
 
     Arguments:
         app: The app of the worker.
         clock: The clock of its timer.
+        disable_rate_limits: Whether no task has a rate limit.
     """
 
-    hostname = HOSTNAME
-    connection_errors = ()
-    event_dispatcher = None
-    disable_rate_limits = True
-
-    def __init__(self, app: Celery, clock: Clock | None = None) -> None:
-        super().__init__()
-        self.app = app
-        self.connection: Any = SimpleNamespace(
-            transport=SimpleNamespace(driver_type="memory"), connection_errors=()
-        )
-        self.blueprint = SimpleNamespace(state=RUN)
-        self.timer = Timer(clock)
-        self.task_buckets: dict[str, Any] = {}
-        self.task_consumer = SimpleNamespace(channel=Channel(), cancel=self._cancel)
-        #: How often it was told to take in no more messages.
-        self.cancelled = 0
-        self.strategies: dict[str, Any] = {}
+    def __init__(
+        self, app: Celery, clock: Clock | None = None, *, disable_rate_limits: bool = True
+    ) -> None:
         #: The batches that were sent to the pool.
         self.sent: list[BatchJob] = []
+        StandInConsumer.__init__(
+            self, app, clock or Clock(), SimpleNamespace(num_processes=2), self.sent.append
+        )
+        PrefetchConsumer.__init__(self)
+        self.hostname = HOSTNAME
+        self.disable_rate_limits = disable_rate_limits
+        self.task_consumer.cancel = self._cancel
+        #: How often it was told to take in no more messages.
+        self.cancelled = 0
         self.pending_operations: list[Callable[[], Any]] = []
 
     def _cancel(self) -> None:
@@ -85,11 +78,7 @@ class FakeConsumer(PrefetchConsumer):
         while self.pending_operations:
             self.pending_operations.pop(0)()
 
-    def on_task_request(self, job: BatchJob) -> None:
-        self.sent.append(job)
-
     def _limit_task(self, *_: Any) -> None:
         raise AssertionError("a single request was rate limited")
 
     _limit_post_eta = _limit_task
-    apply_eta_task = Consumer.apply_eta_task

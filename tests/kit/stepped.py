@@ -50,10 +50,8 @@ class SteppedPool(Pool):
 class SteppedConsumer(FakeConsumer):
     """Stands in for Celery's consumer: it sends what is ready to the pool, as the worker does."""
 
-    disable_rate_limits = False
-
     def __init__(self, app: Celery, clock: Clock, pool: SteppedPool) -> None:
-        super().__init__(app, clock)
+        super().__init__(app, clock, disable_rate_limits=False)
         self.qos._mutex = DummyLock()  # As Celery does, on every pool.
         self.pool = pool
 

@@ -1,4 +1,7 @@
-"""The public names as a user writes them, for ``mypy --strict``: it is checked, never run."""
+"""The public names as a user writes them, for type checkers: it is checked, never run.
+
+Comments mark what a checker must refuse. It also refuses a comment that it does not need.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from celery import Celery
 
 from celery_batches import Batches, SimpleRequest, __version__
-from celery_batches.testing import BatchResult, make_request, run_batch
+from celery_batches.testing import BatchResult, BatchWorker, SentCall, make_request, run_batch
 from celery_batches.trace import apply_batches_task
 
 version: str = __version__
@@ -35,12 +38,22 @@ root_id: str | None = six.root_id
 retries: int = six.retries
 eta: str | None = six.eta
 stamps: Mapping[str, Any] | None = six.stamps
-tenant: Any = six.tenant  # type: ignore[attr-defined]  # A header: six.get("tenant") has no type.
+timelimit: Sequence[float | None] | None = six.timelimit
+options: dict[str, Any] = six.as_execution_options()
+tenant: Any = six.get("tenant")
 six.update_state("PROGRESS", {"done": 1})
-six.mark_as_failure("no")  # type: ignore[arg-type]
 with six.context():
     pass
-made: SimpleRequest = SimpleRequest.from_request(object())
+received: Any = None  # Celery's, of a message that a worker has received.
+made: SimpleRequest = SimpleRequest.from_request(received)
+
+# A header has no type, and a name that is misspelt is an error.
+header: Any = six.tenant  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+misspelt: Any = six.retires  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+six.mark_as_failed(ValueError())  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+six.mark_as_failure("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+SimpleRequest("id", "name")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+wrong: int = six.id  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 
 def count(requests: list[SimpleRequest]) -> int:
@@ -72,7 +85,7 @@ class Own(SimpleRequest):
 task: Batches = Click()
 every: int = task.flush_every
 seconds: float = task.flush_interval_seconds
-handler: Callable[..., Any] = task.Strategy(task, app, None)
+handler: Callable[..., Any] = task.Strategy(task, app, received)
 task.flush([])
 task.apply_buffer([], ([],), {})
 result: Any = task.apply(("a",), {"k": 1}, task_id="id", throw=True)
@@ -89,3 +102,11 @@ task.update_state(task_id=six.id, state="PROGRESS", meta={"done": 1})
 task.send_event("task-progress", done=1)
 batch: BatchResult = run_batch(task, [make_request(["a"], retries=1), ("b",), task.s("c")])
 found: list[str] = batch.states
+with BatchWorker(task) as worker:
+    call: SentCall = worker.send(["a"], {"k": 1}, countdown=5, expires=worker.now)
+    worker.advance(10.5)
+    ran: list[BatchResult] = worker.batches
+    ended: tuple[str, BaseException | None, str] = call.state, call.exception, call.delivery
+    trigger: str = worker.batches[0].trigger
+    worker.revoke(call)
+worker.send("text", "text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -18,6 +18,8 @@ from kombu.utils.limits import TokenBucket
 from nonsense import call
 
 from celery_batches import SimpleRequest
+from celery_batches.testing import consumer as testing
+from celery_batches.testing.pool import InlinePool
 from kit.batch_worker import BatchWorker
 from kit.channel import Channel
 from kit.clock import Clock, Entry, Timer
@@ -38,6 +40,8 @@ STAND_INS = [
     (Channel, VirtualChannel, ("basic_ack", "basic_reject")),
     (HandBucket, TokenBucket, ("can_consume", "expected_time")),
     (Bucket, TokenBucket, ("can_consume", "expected_time")),
+    (InlinePool, BasePool, ("apply_async",)),
+    (testing.TokenBucket, TokenBucket, ("can_consume", "expected_time")),
 ]
 
 
@@ -124,9 +128,7 @@ def test_the_timer_fires_in_order_and_on_time() -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from([0.0, 0.5, 4.0, 10.0]), max_size=12))
-def test_both_workers_make_the_same_batches(
-    app: Celery, monkeypatch: pytest.MonkeyPatch, steps: list[float]
-) -> None:
+def test_both_workers_make_the_same_batches(app: Celery, steps: list[float]) -> None:
     """The one with a fake consumer, and the one with Celery's own and kombu's.
 
     Each step is a call, and how long it takes until the next.
@@ -137,10 +139,8 @@ def test_both_workers_make_the_same_batches(
         fake = BatchWorker(task, fake_clock)
         real = InProcessWorker(app, real_clock, problems)
         for number, seconds in enumerate([*steps, 10.0]):
-            fake_clock.install(monkeypatch)
             fake.send()
             fake.advance(seconds)
-            real_clock.install(monkeypatch)
             deliver(real, call(task.name, f"id-{number}"))
             real.advance(seconds)
         assert [[f"id-{tag}" for tag in tags] for tags in real.batches] == [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +20,8 @@ def tasks(app: Any) -> Any:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock(time.monotonic())  # Celery turns an ETA into a time of this clock.
-    clock.install(monkeypatch)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

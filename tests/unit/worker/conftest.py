@@ -15,10 +15,8 @@ from kit.tasks import make_task
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    clock.install(monkeypatch)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

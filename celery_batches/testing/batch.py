@@ -3,78 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from celery import Signature, states
-from celery.exceptions import Retry
+from celery import Signature
 from celery.utils.nodenames import gethostname
 from kombu.utils.uuid import uuid
 
-from .core.outcomes import Done, Failed, Ignored, Outcome, Rejected, Retried, Unmarked
-from .pool.endings import STATES
-from .pool.run import BatchRun
-from .request import SimpleRequest
-from .task import Batches
+from ..pool.run import BatchRun
+from ..request import SimpleRequest
+from ..task import Batches
+from .results import BatchResult, result_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ("BatchResult", "CallOutcome", "make_request", "run_batch")
+__all__ = ("make_request", "make_run", "run_batch")
 
 #: A call, as `run_batch` takes it.
 Call: TypeAlias = SimpleRequest | Signature | Sequence[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class CallOutcome:
-    """What became of one call.
-
-    Attributes:
-        request: The request that the body got.
-        state: The state of its result: ``"SUCCESS"``, ``"FAILURE"``, ``"RETRY"``, ``"REJECTED"``
-            or ``"IGNORED"``. ``"PENDING"`` if the body has not marked the request: in a worker, its
-            caller would wait for ever.
-        result: The result if it is done, or None.
-        exception: The exception with which it has failed, or was rejected, ignored or retried, or
-            None.
-        retry: For a call that is retried, Celery's ``Retry``. Its ``when`` is the countdown in
-            seconds or the ETA, and its ``sig`` is the call that a worker would send. Or None.
-    """
-
-    request: SimpleRequest
-    state: str
-    result: Any = None
-    exception: BaseException | None = None
-    retry: Retry | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What became of a batch.
-
-    Attributes:
-        outcomes: The outcome of each call, in order.
-        returned: What the body has returned, or None if it has raised.
-        exception: The exception that the body has raised, or None.
-    """
-
-    outcomes: Sequence[CallOutcome]
-    returned: Any = None
-    exception: BaseException | None = None
-
-    def __iter__(self) -> Iterator[CallOutcome]:
-        return iter(self.outcomes)
-
-    @property
-    def states(self) -> list[str]:
-        """The state of each call, in order."""
-        return [outcome.state for outcome in self.outcomes]
-
-    @property
-    def results(self) -> list[Any]:
-        """The result of each call, in order, or None for a call that is not done."""
-        return [outcome.result for outcome in self.outcomes]
 
 
 def make_request(
@@ -138,17 +81,37 @@ def run_batch(
         raise TypeError(f"run_batch() runs batch tasks. {task!r} has another base than Batches")
     task = task.app.tasks[task.name]
     requests = [_as_request(task, call) for call in calls]
-    batch = BatchRun(task, requests, uuid(), "manual", gethostname(), eager=True, records_only=True)
+    batch = make_run(task, uuid(), requests, "manual")
     batch.run()
-    pairs = zip(requests, batch.applied, strict=True)
-    outcomes = [_outcome(request, applied.outcome) for request, applied in pairs]
-    return BatchResult(outcomes, batch.end.retval, batch.end.error)
+    return result_of(batch)
+
+
+def make_run(
+    task: Batches,
+    id: str,
+    requests: Sequence[SimpleRequest],
+    trigger: str,
+    hostname: str | None = None,
+    body_args: tuple[Any, ...] | None = None,
+) -> BatchRun:
+    """Make a run of a batch that sends and stores nothing, from the arguments of a real one."""
+    for request in requests:
+        # Celery sends the retry of a call unless the call is eager.
+        request.request_dict = {**(request.request_dict or {}), "is_eager": True}
+    return BatchRun(
+        task,
+        requests,
+        id,
+        trigger,
+        hostname or gethostname(),
+        body_args=body_args,
+        eager=True,
+        records_only=True,
+    )
 
 
 def _as_request(task: Batches, call: Call) -> SimpleRequest:
     if isinstance(call, SimpleRequest):
-        # Celery sends the retry of a call unless the call is eager.
-        call.request_dict = {**(call.request_dict or {}), "is_eager": True}
         return call
     # A signature is a dictionary.
     if isinstance(call, Signature):
@@ -160,18 +123,3 @@ def _as_request(task: Batches, call: Call) -> SimpleRequest:
         f"run_batch(): a call is a request of make_request(), a signature such as "
         f"{task.name}.s(1), or a list or tuple of positional arguments, not {call!r}"
     )
-
-
-def _outcome(request: SimpleRequest, outcome: Outcome) -> CallOutcome:
-    state = STATES[type(outcome)]
-    match outcome:
-        case Done():
-            return CallOutcome(request, state, outcome.result)
-        case Unmarked():
-            return CallOutcome(request, states.PENDING)
-        case Retried(exc=Retry() as retry):
-            return CallOutcome(request, state, exception=retry.exc, retry=retry)
-        case Failed() | Rejected() | Ignored() | Retried():
-            return CallOutcome(request, state, exception=outcome.exc)
-        case _:
-            return CallOutcome(request, state)
