@@ -99,7 +99,8 @@ def _returned(batch: BatchRun) -> str:
     if batch.task.return_results:
         # The results, each of which is written out elsewhere too.
         longest = min(longest, MAX_RESULTS)
-    return saferepr(batch.end.retval, longest)
+    text: str = saferepr(batch.end.retval, longest)
+    return text
 
 
 def _usual(error: BaseException | None) -> frozenset[str]:
