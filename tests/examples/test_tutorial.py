@@ -162,6 +162,6 @@ def test_every_example_that_is_a_program_is_run() -> None:
     """
     run = {session.commands[-1].removeprefix("python ") for session in SESSIONS}
     examples = {path.name for path in (ROOT / "docs" / "examples").glob("*.py")}
-    others = {"bulk_api.py", "eager.py", "one_bad_row.py", "without_bots.py"}
-    others |= {"test_body.py", "test_prices.py"}
+    others = {"bulk_api.py", "eager.py", "inference.py", "one_bad_row.py", "without_bots.py"}
+    others |= {name for name in examples if name.startswith("test_")}
     assert examples - run == others
