@@ -1,7 +1,8 @@
 """The connection is lost while calls are in every state that a worker can have them in.
 
 The faults: the broker closes the connection; it is stopped and started again; the network drops all
-packets; the main process is stopped until RabbitMQ has heard no heartbeat for too long. Every pool and every broker meets each of them once. What is promised, and shown for each:
+packets; the main process is stopped until RabbitMQ has heard no heartbeat for too long. Every pool
+and every broker meets each of the first three once. What is promised, and shown for each:
 
 * What is in the buffer, held back by a rate limit, waiting for its ETA or for a free process or
   thread is not run from there. The broker delivers it again, and it runs exactly once.
