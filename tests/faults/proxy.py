@@ -100,10 +100,11 @@ class Proxy:
             return
         with self._lock:
             self._pairs.append((near, far))
-        with near, far, contextlib.suppress(OSError):
-            self._forward(near, far)
-        with self._lock, contextlib.suppress(ValueError):
-            self._pairs.remove((near, far))
+        with near, far:
+            with contextlib.suppress(OSError):
+                self._forward(near, far)
+            with self._lock, contextlib.suppress(ValueError):
+                self._pairs.remove((near, far))
 
     def _forward(self, near: socket.socket, far: socket.socket) -> None:
         other = {near: far, far: near}
