@@ -15,6 +15,7 @@ from celery.app.trace import traceback_clear
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 
+from ..core.batch_info import BatchInfo, FlushInfo
 from ..core.outcomes import Failed, Retried, decide
 from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
@@ -32,7 +33,7 @@ from .running import running
 from .settle import Settlement
 from .soft_limit import SoftLimit
 from .store import deduplicates
-from .tracer import Tracer, build_batch_tracer
+from .tracer import run_in_tracer
 from .unique import Duplicate, end_duplicates
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class BatchRun:
     trigger: str
     hostname: str
     body_args: tuple[Any, ...] | None = None
+    #: What the main process says of it.
+    flush: FlushInfo = field(default_factory=FlushInfo)
     loglevel: int | None = None
     logfile: str | None = None
     eager: bool = False
@@ -61,6 +64,8 @@ class BatchRun:
     #: Whether outcomes are recorded only, and nothing is stored or sent.
     records_only: bool = False
 
+    #: What the body may know of it.
+    info: BatchInfo = field(init=False)
     #: Has the soft time limit interrupt the body only. The caller enters it.
     soft_limit: SoftLimit = field(default_factory=SoftLimit)
     #: How the body has ended.
@@ -90,6 +95,9 @@ class BatchRun:
 
     def __post_init__(self) -> None:
         self.handlers = Handlers.of(self.task, raises=self.eager)
+        self.info = BatchInfo.begin(
+            self.id, self.trigger, len(self.requests), self.flush, now=monotonic()
+        )
 
     @property
     def by_id(self) -> dict[str | None, SimpleRequest]:
@@ -137,32 +145,7 @@ class BatchRun:
             self.body_args = (self.active,)
         intercept_marks_of(self.task)
         with running(self):
-            self._tracer()(self.id, self.body_args, {}, self._request_dict())
-
-    def _tracer(self) -> Tracer:
-        if self.eager:
-            return build_batch_tracer(self.task, eager=True)
-        tracer: Tracer | None = self.task.__dict__.get("__batch_tracer__")
-        if tracer is None:
-            tracer = self.task.__batch_tracer__ = build_batch_tracer(self.task, eager=False)
-        return tracer
-
-    def _request_dict(self) -> dict[str, Any]:
-        count = len(self.active)
-        return {
-            "id": self.id,
-            "task": self.task.name,
-            "root_id": self.id,
-            "argsrepr": f"(<list of {count} requests>,)",
-            "kwargsrepr": "{}",
-            "retries": 0,
-            "hostname": self.hostname,
-            "loglevel": self.loglevel,
-            "logfile": self.logfile,
-            "is_eager": self.eager,
-            "ignore_result": True,
-            "delivery_info": {"is_eager": self.eager},
-        }
+            run_in_tracer(self)
 
     def execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and apply the outcome of each request. Celery's tracer calls it.
