@@ -62,7 +62,7 @@ def test_the_data_of_the_log_line(world: World, caplog: pytest.LogCaptureFixture
     (record,) = [
         r for r in caplog.records if r.getMessage().startswith("Batch unit.click[batch] of")
     ]
-    data = {name: record.data[name] for name in ("id", "trigger", "size", "waited")}  # type: ignore[attr-defined]
+    data = {name: record.data[name] for name in ("id", "trigger", "size", "waited")}
     assert data == {"id": "batch", "trigger": "interval", "size": 3, "waited": 5.5}
 
 
