@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_batches import BatchInfo, Batches, SimpleRequest, __version__
+from celery_batches import Batches, BatchInfo, SimpleRequest, __version__
 from celery_batches.testing import BatchResult, BatchWorker, SentCall, make_request, run_batch
 from celery_batches.trace import apply_batches_task
 
