@@ -14,6 +14,8 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_batches import Batches
 from celery_batches.definition import REMOVED
+from kit.clock import Clock
+from kit.consumer import FakeConsumer
 
 
 class Undecided:
@@ -211,3 +213,14 @@ def test_pydantic_is_refused(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
         @app.task(base=Batches, name="unit.model", lazy=False, pydantic=True)
         def model(requests: Any) -> None: ...
+
+
+def test_a_worker_checks_again_when_it_starts(app: Any) -> None:
+    """An option of the class may have been set since the task was defined."""
+
+    @app.task(base=Batches, name="unit.later", lazy=False)
+    def later(requests: Any) -> None: ...
+
+    type(later).unique_keep = "newest"
+    with pytest.raises(ImproperlyConfigured, match=r"^Task 'unit\.later': unique_keep is 'newest'"):
+        later.Strategy(later, app, FakeConsumer(app, Clock()))
