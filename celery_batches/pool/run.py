@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
@@ -24,7 +25,7 @@ from .applied import Applied, Report
 from .beginning import begin_all, check_done_before, leave_out_duplicates
 from .body_runs import run_body
 from .context import acting_for_body, current_task
-from .exceptions import BodyEnd
+from .exceptions import BodyEnd, raisable
 from .failure_log import log_own_failures
 from .handlers import Handlers
 from .log import log_batch
@@ -74,6 +75,8 @@ class BatchRun:
     failure: BaseException | None = None
     #: The exception that `execute` raises, since the batch has ended with it.
     raised: BaseException | None = None
+    #: Where that was raised before.
+    failure_traceback: TracebackType | None = None
     #: The exceptions of the requests whose retries are exhausted.
     exhausted: list[BaseException] = field(default_factory=list)
     #: Whether something other than the body has failed.
@@ -146,6 +149,9 @@ class BatchRun:
         intercept_marks_of(self.task)
         with running(self):
             run_in_tracer(self)
+        if self.failure is not None and self.has_failed_by_requests:
+            # Raised once more, it must not keep alive what `execute` has used.
+            self.failure.__traceback__ = self.failure_traceback
 
     def execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and apply the outcome of each request. Celery's tracer calls it.
@@ -171,7 +177,7 @@ class BatchRun:
                 self._apply_outcomes()
             if self.failure is not None:
                 # Raised outside of the `except`, so that `exc` is not the failure's context.
-                self.raised = self.failure
+                self.raised, self.failure_traceback = self.failure, self.failure.__traceback__
                 raise self.failure
             log_batch(self)
             return returned
@@ -220,7 +226,7 @@ class BatchRun:
             self.applied.append(applied)
         self._conclude(settlement)
         if not self.propagate:
-            log_own_failures(self, rest, self.applied[-len(rest) :])
+            log_own_failures(self, rest, self.applied[len(self.applied) - len(rest) :])
 
     def _conclude(self, settlement: Settlement) -> None:
         """Determine whether the batch as a whole has failed."""
@@ -236,7 +242,7 @@ class BatchRun:
         elif self.end.error is None:
             failed = [each.outcome for each in self.applied if isinstance(each.outcome, Failed)]
             if failed and len(failed) == len(self.requests):
-                self.failure = failed[0].exc
+                self.failure = raisable(failed[0].exc)
 
     @property
     def has_failed_by_requests(self) -> bool:

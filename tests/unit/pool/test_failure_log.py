@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from celery import signals
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 
+from celery_batches.pool.trace import trace_batch
+from celery_batches.pool.tracer import run_in_tracer
 from celery_batches.testing import run_batch
 from kit.log import messages
 from kit.tracing import World, mark_failed
@@ -122,6 +124,7 @@ def test_the_line_is_that_of_an_ordinary_task(world: World, caplog: Any, throws:
     assert theirs.data.keys() - {"trace_id"} <= ours.data.keys()
     assert "ValueError: bad" in ours.data["traceback"]
     assert ours.data["batch"] == "batch"
+    assert "id-1" in ours.data["args"]
 
 
 def test_a_body_that_raises_has_one_line(world: World, caplog: Any) -> None:
@@ -320,3 +323,44 @@ def test_what_fails_after_the_requests_is_not_silent(
     world.run(lambda requests: [request.mark_as_done(1) for request in requests])
     assert world.states == ["SUCCESS"] * 3
     assert messages(caplog, logging.CRITICAL) == ["Batch unit.click[batch]: OSError('broken')"]
+
+
+@pytest.mark.parametrize(
+    "exc", [SystemExit(3), MemoryError(), Ignore(), Reject(), Retry()], ids=repr
+)
+def test_an_exception_that_means_more_to_celery(world: World, signal_log: Any, exc: Any) -> None:
+    """As a mark of every request, it fails them, and neither the process ends nor the batch."""
+    world.app.conf.result_serializer = "pickle"
+    world.app.conf.accept_content = ["json", "pickle"]
+
+    def body(world: World, requests: Any) -> None:
+        for request in requests:
+            world.app.backend.mark_as_failure(request.id, exc, request=request)
+
+    run(world, body)
+    postrun = signal_log[-1][2]
+    assert postrun["state"] == "FAILURE"
+    assert repr(postrun["retval"]) == f"RuntimeError({repr(exc)!r})"
+
+
+def test_an_exception_that_is_marked_again_and_again(world: World) -> None:
+    """It keeps nothing of a batch alive."""
+    exc = ValueError("constant")
+    world.define(lambda requests: [request.mark_as_failure(exc) for request in requests])
+    for _ in range(3):
+        world.run(None)
+        assert exc.__traceback__ is None
+
+
+def test_what_fails_when_all_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Celery raises after the batch, its reports are as they were."""
+
+    def broken(batch: Any) -> None:
+        run_in_tracer(batch)
+        raise OSError("broken")
+
+    monkeypatch.setattr("celery_batches.pool.run.run_in_tracer", broken)
+    world.define(lambda requests: [request.mark_as_done(1) for request in requests])
+    has_failed, reports, _ = trace_batch("unit.click", "batch", world.requests(), "size", "w@h")
+    assert has_failed
+    assert reports == [(False, "1")] * 3
