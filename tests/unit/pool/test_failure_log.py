@@ -138,6 +138,7 @@ def test_a_body_that_raises_has_one_line(world: World, caplog: Any) -> None:
     run(world, body)
     (line,) = messages(caplog, logging.ERROR)
     assert line.startswith("Batch ")
+    assert messages(caplog, logging.CRITICAL) == []
 
 
 def test_a_body_that_raises_after_a_mark_has_two(world: World, caplog: Any) -> None:
@@ -164,6 +165,7 @@ def test_retries_that_are_exhausted_together_have_one(sending: World, caplog: An
     (line,) = messages(caplog, logging.ERROR)
     assert line.startswith("Batch ")
     assert "MaxRetriesExceededError" in line
+    assert messages(caplog, logging.CRITICAL) == []
 
 
 @pytest.mark.parametrize("item", [Ignore(), Reject(), KeyError], ids=["ignore", "reject", "result"])
@@ -289,6 +291,7 @@ def test_a_batch_of_which_every_request_has_failed(
     assert line.startswith("Batch unit.click[batch] of 3 requests, flushed by size, failed in ")
     assert line.endswith("s: every request has failed, the first with ValueError('id-0')")
     assert len(messages(caplog, logging.ERROR)) == 3
+    assert messages(caplog, logging.CRITICAL) == []
     names = [name for name, *_ in signal_log]
     assert names == ["task_prerun", *["task_failure"] * 3, "task_postrun"]
     assert [told["task_id"] for _, _, told in signal_log[1:4]] == ["id-0", "id-1", "id-2"]
