@@ -12,6 +12,7 @@ import pytest
 from celery import signals
 from celery.exceptions import Ignore, Reject, Retry
 
+from celery_batches import Batches
 from celery_batches.pool.trace import trace_batch
 from celery_batches.pool.tracer import run_in_tracer
 from celery_batches.testing import run_batch
@@ -367,3 +368,48 @@ def test_what_fails_when_all_is_done(world: World, monkeypatch: pytest.MonkeyPat
     has_failed, reports, _ = trace_batch("unit.click", "batch", world.requests(), "size", "w@h")
     assert has_failed
     assert reports == [(False, "1")] * 3
+
+
+def away(*_: Any) -> None:
+    raise OSError("away")
+
+
+class Raising(Batches):
+    """Its handlers raise for one request."""
+
+    abstract = True
+
+    def before_start(self, task_id: str, *_: Any) -> None:
+        if task_id == "id-1":
+            away()
+
+    def on_success(self, retval: Any, task_id: str, *_: Any) -> None:
+        if task_id == "eager":
+            away()
+
+
+def test_a_request_that_cannot_start(world: World, caplog: Any) -> None:
+    """It fails alone, and the line says why."""
+    run(world, lambda world, requests: None, base=Raising)
+    (line,) = messages(caplog, logging.ERROR)
+    assert line == "Task unit.click[id-1] cannot start: OSError('away')"
+
+
+def test_requests_that_cannot_be_looked_up(
+    world: World, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not run, and each has a line, although the batch has none."""
+    monkeypatch.setattr("celery_batches.pool.run.deduplicates", lambda task: True)
+    monkeypatch.setattr("celery_batches.pool.beginning.record_if_done_before", away)
+    run(world, lambda world, requests: None)
+    assert messages(caplog, logging.ERROR) == [
+        f"Task unit.click[id-{n}] cannot be looked up: OSError('away')" for n in range(3)
+    ]
+
+
+def test_an_eager_call_whose_handler_raises(world: World, caplog: Any) -> None:
+    """It fails, as the outcome could not be applied."""
+    world.define(lambda requests: requests[0].mark_as_done(1), base=Raising)
+    assert world.task.apply((1,), task_id="eager", throw=False).state == "FAILURE"
+    (line,) = messages(caplog, logging.ERROR)
+    assert line == "Task unit.click[eager] cannot end as done: OSError('away')"
