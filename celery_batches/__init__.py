@@ -2,9 +2,10 @@
 
 from importlib.metadata import version
 
+from .core.batch_info import BatchInfo
 from .request import SimpleRequest
 from .task import Batches
 
-__all__ = ("Batches", "SimpleRequest")
+__all__ = ("BatchInfo", "Batches", "SimpleRequest")
 
 __version__ = version("celery-batches")

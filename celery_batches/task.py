@@ -25,7 +25,7 @@ from .options import (
     is_computed,
 )
 from .pool.body import keep_body
-from .pool.body_methods import BodyMethods
+from .pool.body_methods import NO_BATCH, BodyMethods
 from .request import SimpleRequest
 from .unsupported import UnsupportedMethods
 
@@ -94,7 +94,9 @@ class Batches(BodyMethods, UnsupportedMethods):
     if not TYPE_CHECKING:  # For type checkers, an unknown name is an error.
 
         def __getattr__(self, name: str) -> Any:
-            # Python calls this only if the task has no such attribute.
+            # Python calls this only if the task has no such attribute, or the property raises.
+            if name == "batch":
+                raise AttributeError(NO_BATCH % self.name, name=name)
             hint = f": {REMOVED[name]}" if name in REMOVED else ""
             raise AttributeError(f"Task {self.name!r} has no attribute {name!r}{hint}", name=name)
 

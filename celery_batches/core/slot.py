@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Any, Generic, Protocol, TypeVar
 
+from .batch_info import BatchInfo
 from .outcomes import Outcome
 
 __all__ = ("HasOutcomeSlot", "OutcomeSlot", "Progress", "RunningBatch", "slot_of")
@@ -49,6 +50,10 @@ class RunningBatch(Protocol[R]):
     @property
     def by_id(self) -> Mapping[str | None, R]:
         """The requests of the batch, by id."""
+
+    @property
+    def info(self) -> BatchInfo:
+        """What the body may know of it."""
 
     @property
     def eager(self) -> bool:

@@ -12,14 +12,14 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Retry
 
+from ..core.batch_info import BatchInfo
 from ..core.slot import slot_of
 from ..request import SimpleRequest
 from .context import acting_as, member_of
 from .retries import retry_all, retry_member
-from .running import running_batch
+from .running import enclosing_batch, running_batch
 
-__all__ = ("BodyMethods",)
-
+__all__ = ("NO_BATCH", "BodyMethods")
 
 OWN_ARGUMENTS = (
     "%s: self.retry() retries every request of the batch, each with its own arguments; for other "
@@ -27,10 +27,32 @@ OWN_ARGUMENTS = (
 )
 
 
+NO_BATCH = (
+    "Task %r: self.batch is the batch that runs, and no batch of this task runs in this thread. In "
+    "a helper thread of the body, use it inside `with request.context()`"
+)
+
+
 class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
     """Overrides the methods that act on the current request, so that they act on a batch."""
 
     abstract = True
+
+    @property
+    def batch(self) -> BatchInfo:
+        """The batch that runs, with its id, why it was flushed, its size and how long it waited.
+
+        It is there in the body, in handlers and in signals, and in other threads inside
+        ``request.context()``.
+
+        Raises:
+            AttributeError: If no batch of this task runs.
+        """
+        member = member_of(self)
+        batch = enclosing_batch(self) if member is None else slot_of(member).batch
+        if batch is None:
+            raise AttributeError(NO_BATCH % self.name)
+        return batch.info
 
     def retry(
         self,

@@ -7,15 +7,24 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from billiard.einfo import ExceptionInfo
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Reject, Retry
 
 from ..core.outcomes import UNMARKED, Ignored, Outcome, Rejected
 from ..errors import UnstoredFailure, error_info, pickleable
 from .endings import outcome_of
 
-__all__ = ("BodyEnd", "ExceptionInfos")
+__all__ = ("BodyEnd", "ExceptionInfos", "raisable")
 
 T = TypeVar("T")
+
+
+def raisable(exc: BaseException) -> BaseException:
+    """Return an exception that can be raised for a batch, instead of one that would do more.
+
+    Celery retries, ignores or rejects a task for some exceptions, and ends the process for others.
+    """
+    means_more = isinstance(exc, MemoryError | Ignore | Reject | Retry)
+    return exc if isinstance(exc, Exception) and not means_more else RuntimeError(repr(exc))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from celery.app.trace import get_log_policy
@@ -26,6 +27,9 @@ logger = get_logger("celery_batches.trace")
 
 #: How many requests of a batch have a line, at each level of the log.
 MOST_LINES = 10
+
+#: Stands in for an ``ExceptionInfo``, of which the policy reads this only.
+NOT_INTERNAL = SimpleNamespace(internal=False)
 
 #: The words and the keys of Celery's line for a task that fails.
 LOG_FAILURE = "Task %(name)s[%(id)s] %(description)s: %(exc)s"
@@ -53,16 +57,17 @@ def log_own_failures(
         failed = each.outcome
         if not isinstance(failed, Failed) or id(failed.exc) in shared:
             continue
-        einfo = error_info(failed.exc)
-        policy = get_log_policy(batch.task, einfo, failed.exc)
+        policy = get_log_policy(batch.task, NOT_INTERNAL, failed.exc)
         counts[policy.severity] += 1
         if counts[policy.severity] > MOST_LINES:
             continue
         context = _context(batch, request, failed, policy.description)
-        context["traceback"] = einfo.traceback
-        exc_info = failed.exc if policy.traceback else None
         logger.log(
-            policy.severity, LOG_FAILURE, context, exc_info=exc_info, extra={"data": context}
+            policy.severity,
+            LOG_FAILURE,
+            context,
+            exc_info=failed.exc if policy.traceback else None,
+            extra={"data": context},
         )
     for severity, count in counts.items():
         if count > MOST_LINES:
@@ -78,6 +83,7 @@ def _context(
         "id": request.id,
         "name": request.name,
         "exc": safe_repr(failed.exc),
+        "traceback": error_info(failed.exc).traceback,
         "args": request.get("argsrepr") or short_repr(request.args),
         "kwargs": request.get("kwargsrepr") or short_repr(request.kwargs),
         "description": failed.description or description,

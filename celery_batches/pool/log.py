@@ -63,6 +63,7 @@ def log_batch(batch: BatchRun) -> None:
         "id": batch.id,
         "size": len(batch.requests),
         "trigger": batch.trigger,
+        "waited": batch.info.waited,
         "runtime": batch.runtime,
         "hostname": batch.hostname,
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
@@ -15,6 +16,7 @@ from celery.app.trace import traceback_clear
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 
+from ..core.batch_info import BatchInfo, FlushInfo
 from ..core.outcomes import Failed, Retried, decide
 from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
@@ -23,7 +25,7 @@ from .applied import Applied, Report
 from .beginning import begin_all, check_done_before, leave_out_duplicates
 from .body_runs import run_body
 from .context import acting_for_body, current_task
-from .exceptions import BodyEnd
+from .exceptions import BodyEnd, raisable
 from .failure_log import log_own_failures
 from .handlers import Handlers
 from .log import log_batch
@@ -32,7 +34,7 @@ from .running import running
 from .settle import Settlement
 from .soft_limit import SoftLimit
 from .store import deduplicates
-from .tracer import Tracer, build_batch_tracer
+from .tracer import run_in_tracer
 from .unique import Duplicate, end_duplicates
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class BatchRun:
     trigger: str
     hostname: str
     body_args: tuple[Any, ...] | None = None
+    #: What the main process says of it.
+    flush: FlushInfo = field(default_factory=FlushInfo)
     loglevel: int | None = None
     logfile: str | None = None
     eager: bool = False
@@ -61,6 +65,8 @@ class BatchRun:
     #: Whether outcomes are recorded only, and nothing is stored or sent.
     records_only: bool = False
 
+    #: What the body may know of it.
+    info: BatchInfo = field(init=False)
     #: Has the soft time limit interrupt the body only. The caller enters it.
     soft_limit: SoftLimit = field(default_factory=SoftLimit)
     #: How the body has ended.
@@ -69,6 +75,8 @@ class BatchRun:
     failure: BaseException | None = None
     #: The exception that `execute` raises, since the batch has ended with it.
     raised: BaseException | None = None
+    #: Where that was raised before.
+    failure_traceback: TracebackType | None = None
     #: The exceptions of the requests whose retries are exhausted.
     exhausted: list[BaseException] = field(default_factory=list)
     #: Whether something other than the body has failed.
@@ -90,6 +98,9 @@ class BatchRun:
 
     def __post_init__(self) -> None:
         self.handlers = Handlers.of(self.task, raises=self.eager)
+        self.info = BatchInfo.begin(
+            self.id, self.trigger, len(self.requests), self.flush, now=monotonic()
+        )
 
     @property
     def by_id(self) -> dict[str | None, SimpleRequest]:
@@ -137,32 +148,10 @@ class BatchRun:
             self.body_args = (self.active,)
         intercept_marks_of(self.task)
         with running(self):
-            self._tracer()(self.id, self.body_args, {}, self._request_dict())
-
-    def _tracer(self) -> Tracer:
-        if self.eager:
-            return build_batch_tracer(self.task, eager=True)
-        tracer: Tracer | None = self.task.__dict__.get("__batch_tracer__")
-        if tracer is None:
-            tracer = self.task.__batch_tracer__ = build_batch_tracer(self.task, eager=False)
-        return tracer
-
-    def _request_dict(self) -> dict[str, Any]:
-        count = len(self.active)
-        return {
-            "id": self.id,
-            "task": self.task.name,
-            "root_id": self.id,
-            "argsrepr": f"(<list of {count} requests>,)",
-            "kwargsrepr": "{}",
-            "retries": 0,
-            "hostname": self.hostname,
-            "loglevel": self.loglevel,
-            "logfile": self.logfile,
-            "is_eager": self.eager,
-            "ignore_result": True,
-            "delivery_info": {"is_eager": self.eager},
-        }
+            run_in_tracer(self)
+        if self.failure is not None and self.has_failed_by_requests:
+            # Raised once more, it must not keep alive what `execute` has used.
+            self.failure.__traceback__ = self.failure_traceback
 
     def execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and apply the outcome of each request. Celery's tracer calls it.
@@ -188,7 +177,7 @@ class BatchRun:
                 self._apply_outcomes()
             if self.failure is not None:
                 # Raised outside of the `except`, so that `exc` is not the failure's context.
-                self.raised = self.failure
+                self.raised, self.failure_traceback = self.failure, self.failure.__traceback__
                 raise self.failure
             log_batch(self)
             return returned
@@ -237,7 +226,7 @@ class BatchRun:
             self.applied.append(applied)
         self._conclude(settlement)
         if not self.propagate:
-            log_own_failures(self, rest, self.applied[-len(rest) :])
+            log_own_failures(self, rest, self.applied[len(self.applied) - len(rest) :])
 
     def _conclude(self, settlement: Settlement) -> None:
         """Determine whether the batch as a whole has failed."""
@@ -253,7 +242,7 @@ class BatchRun:
         elif self.end.error is None:
             failed = [each.outcome for each in self.applied if isinstance(each.outcome, Failed)]
             if failed and len(failed) == len(self.requests):
-                self.failure = failed[0].exc
+                self.failure = raisable(failed[0].exc)
 
     @property
     def has_failed_by_requests(self) -> bool:

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from ..task import Batches
     from .run import BatchRun
 
-__all__ = ("is_running", "request_anywhere", "running", "running_batch", "traced_batch")
+__all__ = (
+    "enclosing_batch",
+    "is_running",
+    "request_anywhere",
+    "running",
+    "running_batch",
+    "traced_batch",
+)
 
 #: The running batches, innermost last, since a body may run another batch eagerly.
 _stack = LocalStack()
@@ -47,6 +54,11 @@ def is_running(batch_id: object) -> bool:
     """Whether the innermost running batch has this id."""
     batch: BatchRun | None = _stack.top
     return batch is not None and batch.id == batch_id
+
+
+def enclosing_batch(task: Batches) -> RunningBatch[SimpleRequest] | None:
+    """Return the innermost running batch of the task, also while a handler runs, or None."""
+    return next((batch for batch in reversed(_stack.stack) if batch.task == task), None)
 
 
 def running_batch(task: Batches) -> RunningBatch[SimpleRequest] | None:

@@ -9,6 +9,7 @@ from celery import current_app
 from celery.utils.nodenames import gethostname
 from kombu.utils.uuid import uuid
 
+from ..core.batch_info import FlushInfo
 from ..request import SimpleRequest
 from .applied import Report
 from .run import BatchRun
@@ -26,6 +27,7 @@ def trace_batch(
     trigger: str,
     hostname: str | None = None,
     body_args: tuple[Any, ...] | None = None,
+    flush: FlushInfo | None = None,
 ) -> tuple[bool, list[Report], float]:
     """Run one batch of the current app. The worker sends this function to its pool.
 
@@ -40,6 +42,7 @@ def trace_batch(
         trigger=trigger,
         hostname=hostname or gethostname(),
         body_args=body_args,
+        flush=flush or FlushInfo(),
     )
     with batch.soft_limit:
         try:

@@ -3,7 +3,8 @@
 Tools for errors and performance hook into ``celery.app.trace.build_tracer`` and into the task that
 it gets. To these tools, a batch must look like one ordinary task. So Celery's tracer runs it, with
 two classes of this module. `BatchTask` stands in for the task, and its ``run`` runs the batch.
-`BatchInfo` replaces Celery's handling of errors. ``docs/adr/0006-one-tracer.rst`` has the reasons.
+`BatchTraceInfo` replaces Celery's handling of errors. ``docs/adr/0006-one-tracer.rst`` has the
+reasons.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from .running import is_running, traced_batch
 
 if TYPE_CHECKING:
     from ..task import Batches
+    from .run import BatchRun
 
-__all__ = ("BatchTask", "Tracer", "build_batch_tracer")
+__all__ = ("BatchTask", "Tracer", "build_batch_tracer", "run_in_tracer")
 
 #: It takes the id, the arguments of the body, its keyword arguments, and the context. All of them
 #: are positional, as tools that wrap a tracer expect.
 Tracer: TypeAlias = "Callable[[str, tuple[Any, ...], dict[str, Any], dict[str, Any]], Any]"
+
+#: The highest ``self.request.retries``. A message may claim any number, and bodies and
+#: ``autoretry_for`` compute powers of it.
+MOST_RETRIES = 10_000
 
 #: A class has its own values of these attributes, which would hide those of the task.
 FORWARDED = {name: vars(Proxy)[name] for name in ("__module__", "__doc__")}
@@ -90,7 +96,7 @@ class BatchTask(Proxy):  # type: ignore[misc]  # celery is not typed
         object.__setattr__(self, "_is_built", True)
 
 
-class BatchInfo(trace.TraceInfo):  # type: ignore[misc]  # celery is not typed
+class BatchTraceInfo(trace.TraceInfo):  # type: ignore[misc]  # celery is not typed
     """Handles the exception of a batch in Celery's tracer.
 
     `BatchRun.execute` has applied the outcome of each request before it raises the exception.
@@ -125,10 +131,44 @@ def build_batch_tracer(task: Batches, *, eager: bool) -> Tracer:
     stand_in = type("BatchTask", (BatchTask,), FORWARDED)(task)
     # Looked up at each use, since tools replace it in its module.
     tracer: Tracer = trace.build_tracer(
-        task.name, stand_in, eager=eager, app=task.app, Info=BatchInfo
+        task.name, stand_in, eager=eager, app=task.app, Info=BatchTraceInfo
     )
     stand_in.end_build()
     return tracer
+
+
+def run_in_tracer(batch: BatchRun) -> None:
+    """Run a batch through Celery's tracer, which calls its ``execute``."""
+    _tracer_of(batch)(batch.id, batch.body_args or (), {}, _request_dict(batch))
+
+
+def _tracer_of(batch: BatchRun) -> Tracer:
+    task = batch.task
+    if batch.eager:
+        return build_batch_tracer(task, eager=True)
+    tracer: Tracer | None = task.__dict__.get("__batch_tracer__")
+    if tracer is None:
+        tracer = task.__batch_tracer__ = build_batch_tracer(task, eager=False)
+    return tracer
+
+
+def _request_dict(batch: BatchRun) -> dict[str, Any]:
+    """Return the context of a batch: ``self.request`` in its body."""
+    counts = [(request.request_dict or {}).get("retries") or 0 for request in batch.active]
+    return {
+        "id": batch.id,
+        "task": batch.task.name,
+        "root_id": batch.id,
+        "argsrepr": f"(<list of {len(batch.active)} requests>,)",
+        "kwargsrepr": "{}",
+        "retries": min(max(counts), MOST_RETRIES),
+        "hostname": batch.hostname,
+        "loglevel": batch.loglevel,
+        "logfile": batch.logfile,
+        "is_eager": batch.eager,
+        "ignore_result": True,
+        "delivery_info": {"is_eager": batch.eager},
+    }
 
 
 def _is_not_of_a_batch(record: logging.LogRecord) -> bool:

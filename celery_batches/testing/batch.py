@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from celery import Signature
 from celery.utils.nodenames import gethostname
 from kombu.utils.uuid import uuid
 
+from ..core.batch_info import FlushInfo
 from ..pool.run import BatchRun
 from ..request import SimpleRequest
 from ..task import Batches
@@ -93,6 +95,7 @@ def make_run(
     trigger: str,
     hostname: str | None = None,
     body_args: tuple[Any, ...] | None = None,
+    flush: FlushInfo | None = None,
 ) -> BatchRun:
     """Make a run of a batch that sends and stores nothing, from the arguments of a real one."""
     for request in requests:
@@ -105,6 +108,8 @@ def make_run(
         trigger,
         hostname or gethostname(),
         body_args=body_args,
+        # It begins at once: the clock of a test does not go on meanwhile.
+        flush=replace(flush or FlushInfo(), sent_at=None),
         eager=True,
         records_only=True,
     )

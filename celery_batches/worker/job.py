@@ -13,6 +13,7 @@ from weakref import ref
 from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 
+from ..core.batch_info import FlushInfo
 from ..errors import error_info
 from ..pool.trace import trace_batch
 from ..request import SimpleRequest
@@ -39,6 +40,7 @@ class BatchJob(BatchEndings):
         task: The batch task.
         requests: The ``celery.worker.request.Request`` of each member.
         trigger: Why the batch was flushed.
+        flush: What else the body may know of that.
         hostname: Node name of the worker.
         still_ours: Called with the requests just before they are sent. It returns the requests
             whose connection is not lost, and releases the rest.
@@ -53,12 +55,14 @@ class BatchJob(BatchEndings):
         *,
         trigger: str,
         hostname: str,
+        flush: FlushInfo | None = None,
         still_ours: Callable[[Requests], Requests] | None = None,
         charge: Charge | None = None,
         body_args: BodyArguments | None = None,
     ) -> None:
         super().__init__(task, requests, charge)
         self.trigger = trigger
+        self.flush = flush
         self.hostname = hostname
         self.body_args = body_args
         self._still_ours = still_ours
@@ -130,7 +134,10 @@ class BatchJob(BatchEndings):
         args = None if self.body_args is None else self.body_args.fit(simple_requests)
         return pool.apply_async(
             trace_batch,
-            args=(task.name, self.id, simple_requests, self.trigger, self.hostname, args),
+            args=(
+                *(task.name, self.id, simple_requests),
+                *(self.trigger, self.hostname, args, self.flush),
+            ),
             accept_callback=self.on_accepted,
             timeout_callback=self.on_timeout,
             callback=self.on_success,

@@ -60,6 +60,8 @@ class MemberRequest(_Request):
     is_left_out: bool = False
     #: The strategy that has buffered this request.
     strategy: BatchStrategy | None = None
+    #: When it was buffered, in seconds of the worker's monotonic clock.
+    arrival: float = 0.0
     #: 0, or more if it may cost its batch the process, and runs in a smaller one.
     suspect_level: int = 0
     #: Whether its message was requeued.

@@ -7,6 +7,8 @@ account for the rest.
 from __future__ import annotations
 
 import logging
+import pickle
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -14,9 +16,11 @@ from weakref import WeakValueDictionary
 from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
+from ..core.batch_info import FlushInfo
 from ..core.buffer import Batch
 from .accounting import Accounts
 from .body_args import BodyArguments
+from .clock import clock_of
 from .endings import Requests
 from .interfaces import Consumer
 from .job import BatchJob
@@ -129,6 +133,7 @@ class BatchSender:
             members,
             trigger=getattr(requests, "trigger", "manual"),
             hostname=self._consumer.hostname,
+            flush=_flush_info(requests, members, now=clock_of(self._consumer).monotonic()),
             still_ours=self._still_ours if is_mixed else self._ours_unless_lost,
             charge=None if prefetch is None else prefetch.charge(len(members)),
             body_args=args,
@@ -176,6 +181,32 @@ class BatchSender:
             else:
                 lost.release(request)
         return ours[::-1]
+
+
+def _flush_info(requests: Requests, members: Requests, *, now: float) -> FlushInfo:
+    """Return what the body may know of the flush of these requests.
+
+    Arguments:
+        requests: What was passed to ``flush``: a batch of the buffer, or what an override has made.
+        members: Those of them that run.
+        now: The time, by the clock of their arrivals.
+    """
+    # The requests of a `Batch` are in the order of their arrival.
+    oldest = members[:1] if type(requests) is Batch else members
+    waited = now - min(request.arrival for request in oldest)
+    key, weight = getattr(requests, "key", None), getattr(requests, "weight", None)
+    return FlushInfo(waited, time.monotonic(), _sendable(key), weight)
+
+
+def _sendable(key: Any) -> Any:
+    """Return a key, or its representation if it cannot be pickled, as the batch could not be."""
+    if isinstance(key, str | int | float | None):
+        return key
+    try:
+        pickle.dumps(key)
+    except Exception:
+        return repr(key)
+    return key
 
 
 def sender_for(task_name: str, requests: Sequence[Any]) -> BatchSender:

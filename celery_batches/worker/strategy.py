@@ -162,6 +162,7 @@ class BatchStrategy:
                 now, arrival = self._monotonic(), None
                 if may_be_known:
                     arrival = self.redeliveries.recall(request, acks_late=acks_late, now=now)
+                request.arrival = now if arrival is None else arrival
                 if arrival is None:
                     batches = self._pending.add(request, now=now)
                 else:

@@ -176,3 +176,19 @@ def test_helpers_of_a_body_mark_its_requests(redis_url, deploy, pool, name):
         site.wait_until_active(worker, 0)
     assert {batch["ending"] for batch in batches} == {"raised unexpected"}
     assert {batch["what"] for batch in batches} == {"KeyError('after the marks') (2 done)"}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_the_batch_in_the_body(broker, backend, deploy, pool):
+    """Its id is in the log, and its oldest request has waited for the interval."""
+    site = deploy("silent_app", broker, backend)
+    task = site.module.knows_its_batch
+    calls = [task.apply_async(retries=retries) for retries in (0, 2)]
+    with site.worker(pool) as worker:
+        (told,) = {tuple(call.get(timeout=30)) for call in calls}
+        (logged,) = worker.wait_for_batches(2)
+        site.wait_until_active(worker, 0)
+    batch_id, request_id, trigger, size, waited, retries = told
+    assert batch_id == request_id == logged["id"]
+    assert (trigger, size, retries) == (logged["trigger"], 2, 2) == ("interval", 2, 2)
+    assert waited >= 1

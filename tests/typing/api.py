@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_batches import Batches, SimpleRequest, __version__
+from celery_batches import Batches, BatchInfo, SimpleRequest, __version__
 from celery_batches.testing import BatchResult, BatchWorker, SentCall, make_request, run_batch
 from celery_batches.trace import apply_batches_task
 
@@ -100,6 +100,10 @@ retried: Exception = task.retry(exc=ValueError("why"), countdown=5, throw=False)
 again: Exception = task.retry_request(six, countdown=1)
 task.update_state(task_id=six.id, state="PROGRESS", meta={"done": 1})
 task.send_event("task-progress", done=1)
+info: BatchInfo = task.batch
+flushed_by: str = info.trigger
+waited: float = info.waited
+task.batch = info  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 batch: BatchResult = run_batch(task, [make_request(["a"], retries=1), ("b",), task.s("c")])
 found: list[str] = batch.states
 with BatchWorker(task) as worker:

@@ -14,13 +14,23 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_batches import Batches
 from celery_batches.definition import REMOVED
+from kit.clock import Clock
+from kit.consumer import FakeConsumer
+
+
+class Undecided:
+    """Neither true nor false, as the columns and arrays of some packages."""
+
+    def __bool__(self) -> bool:
+        raise TypeError("no")
+
 
 BAD_EVERY = [0, -1, True, False, 1.0, 2.5, "10", None, float("nan"), float("inf"), [10]]
 BAD_INTERVAL = [
     *(0, -1, 0.0, -0.5, True, False, "10", None, float("nan"), float("inf"), float("-inf")),
     *(timedelta(0), timedelta(seconds=-1), 1j, [10]),
 ]
-BAD_RATE = ["ten", "10/d", "/", "nan", "-1/s", -1, float("inf"), [10], b"10"]
+BAD_RATE = ["ten", "10/d", "/", "nan", "-1/s", -1, float("inf"), [10], b"10", Undecided()]
 GOOD_INTERVAL = [
     *((1, 1.0), (0.001, 0.001), (1e9, 1e9), (Fraction(1, 2), 0.5)),
     *((timedelta(minutes=1), 60.0), (timedelta(milliseconds=5), 0.005)),
@@ -35,6 +45,19 @@ BAD = [
     *(("unique_keep", value) for value in (None, "newest", 1, True)),
     *(("return_results", value) for value in (None, 0, 1, "yes", [])),
 ]
+
+
+def test_the_message_of_a_rate_limit(app: Any) -> None:
+    """It names the task, and says what to write instead."""
+    with pytest.raises(ImproperlyConfigured) as error:
+
+        @app.task(base=Batches, name="unit.ten", lazy=False, rate_limit="ten")
+        def ten(requests: Any) -> None: ...
+
+    assert str(error.value) == (
+        "Task 'unit.ten': rate_limit is 'ten', but it must be a number of batches a second or a "
+        'string such as "10/s", "100/m" or "1000/h". Set for example rate_limit="100/m".'
+    )
 
 
 def check_message(error: pytest.ExceptionInfo[Any], task: str, option: str, value: Any) -> None:
@@ -190,3 +213,14 @@ def test_pydantic_is_refused(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
         @app.task(base=Batches, name="unit.model", lazy=False, pydantic=True)
         def model(requests: Any) -> None: ...
+
+
+def test_a_worker_checks_again_when_it_starts(app: Any) -> None:
+    """An option of the class may have been set since the task was defined."""
+
+    @app.task(base=Batches, name="unit.later", lazy=False)
+    def later(requests: Any) -> None: ...
+
+    type(later).unique_keep = "newest"
+    with pytest.raises(ImproperlyConfigured, match=r"^Task 'unit\.later': unique_keep is 'newest'"):
+        later.Strategy(later, app, FakeConsumer(app, Clock()))

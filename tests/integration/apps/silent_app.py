@@ -69,6 +69,21 @@ def in_greenlets(requests):
     raise KeyError("after the marks")
 
 
+@app.task(name="knows_its_batch", bind=True, **{**OPTIONS, "flush_interval": 1})
+def knows_its_batch(self, requests):
+    batch = self.batch
+    what = [
+        batch.id,
+        self.request.id,
+        batch.trigger,
+        batch.size,
+        batch.waited,
+        self.request.retries,
+    ]
+    for request in requests:
+        request.mark_as_done(what)
+
+
 @app.task(name="double")
 def double(number):
     return number * 2

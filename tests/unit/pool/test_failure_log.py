@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from celery import signals
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 
+from celery_batches import Batches
+from celery_batches.pool.trace import trace_batch
+from celery_batches.pool.tracer import run_in_tracer
 from celery_batches.testing import run_batch
 from kit.log import messages
 from kit.tracing import World, mark_failed
@@ -122,6 +125,7 @@ def test_the_line_is_that_of_an_ordinary_task(world: World, caplog: Any, throws:
     assert theirs.data.keys() - {"trace_id"} <= ours.data.keys()
     assert "ValueError: bad" in ours.data["traceback"]
     assert ours.data["batch"] == "batch"
+    assert "id-1" in ours.data["args"]
 
 
 def test_a_body_that_raises_has_one_line(world: World, caplog: Any) -> None:
@@ -135,6 +139,7 @@ def test_a_body_that_raises_has_one_line(world: World, caplog: Any) -> None:
     run(world, body)
     (line,) = messages(caplog, logging.ERROR)
     assert line.startswith("Batch ")
+    assert messages(caplog, logging.CRITICAL) == []
 
 
 def test_a_body_that_raises_after_a_mark_has_two(world: World, caplog: Any) -> None:
@@ -161,6 +166,7 @@ def test_retries_that_are_exhausted_together_have_one(sending: World, caplog: An
     (line,) = messages(caplog, logging.ERROR)
     assert line.startswith("Batch ")
     assert "MaxRetriesExceededError" in line
+    assert messages(caplog, logging.CRITICAL) == []
 
 
 @pytest.mark.parametrize("item", [Ignore(), Reject(), KeyError], ids=["ignore", "reject", "result"])
@@ -286,6 +292,7 @@ def test_a_batch_of_which_every_request_has_failed(
     assert line.startswith("Batch unit.click[batch] of 3 requests, flushed by size, failed in ")
     assert line.endswith("s: every request has failed, the first with ValueError('id-0')")
     assert len(messages(caplog, logging.ERROR)) == 3
+    assert messages(caplog, logging.CRITICAL) == []
     names = [name for name, *_ in signal_log]
     assert names == ["task_prerun", *["task_failure"] * 3, "task_postrun"]
     assert [told["task_id"] for _, _, told in signal_log[1:4]] == ["id-0", "id-1", "id-2"]
@@ -320,3 +327,89 @@ def test_what_fails_after_the_requests_is_not_silent(
     world.run(lambda requests: [request.mark_as_done(1) for request in requests])
     assert world.states == ["SUCCESS"] * 3
     assert messages(caplog, logging.CRITICAL) == ["Batch unit.click[batch]: OSError('broken')"]
+
+
+@pytest.mark.parametrize(
+    "exc", [SystemExit(3), MemoryError(), Ignore(), Reject(), Retry()], ids=repr
+)
+def test_an_exception_that_means_more_to_celery(world: World, signal_log: Any, exc: Any) -> None:
+    """As a mark of every request, it fails them, and neither the process ends nor the batch."""
+    world.app.conf.result_serializer = "pickle"
+    world.app.conf.accept_content = ["json", "pickle"]
+
+    def body(world: World, requests: Any) -> None:
+        for request in requests:
+            world.app.backend.mark_as_failure(request.id, exc, request=request)
+
+    run(world, body)
+    postrun = signal_log[-1][2]
+    assert postrun["state"] == "FAILURE"
+    assert repr(postrun["retval"]) == f"RuntimeError({repr(exc)!r})"
+
+
+def test_an_exception_that_is_marked_again_and_again(world: World) -> None:
+    """It keeps nothing of a batch alive."""
+    exc = ValueError("constant")
+    world.define(lambda requests: [request.mark_as_failure(exc) for request in requests])
+    for _ in range(3):
+        world.run(None)
+        assert exc.__traceback__ is None
+
+
+def test_what_fails_when_all_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Celery raises after the batch, its reports are as they were."""
+
+    def broken(batch: Any) -> None:
+        run_in_tracer(batch)
+        raise OSError("broken")
+
+    monkeypatch.setattr("celery_batches.pool.run.run_in_tracer", broken)
+    world.define(lambda requests: [request.mark_as_done(1) for request in requests])
+    has_failed, reports, _ = trace_batch("unit.click", "batch", world.requests(), "size", "w@h")
+    assert has_failed
+    assert reports == [(False, "1")] * 3
+
+
+def away(*_: Any) -> None:
+    raise OSError("away")
+
+
+class Raising(Batches):
+    """Its handlers raise for one request."""
+
+    abstract = True
+
+    def before_start(self, task_id: str, *_: Any) -> None:
+        if task_id == "id-1":
+            away()
+
+    def on_success(self, retval: Any, task_id: str, *_: Any) -> None:
+        if task_id == "eager":
+            away()
+
+
+def test_a_request_that_cannot_start(world: World, caplog: Any) -> None:
+    """It fails alone, and the line says why."""
+    run(world, lambda world, requests: None, base=Raising)
+    (line,) = messages(caplog, logging.ERROR)
+    assert line == "Task unit.click[id-1] cannot start: OSError('away')"
+
+
+def test_requests_that_cannot_be_looked_up(
+    world: World, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not run, and each has a line, although the batch has none."""
+    monkeypatch.setattr("celery_batches.pool.run.deduplicates", lambda task: True)
+    monkeypatch.setattr("celery_batches.pool.beginning.record_if_done_before", away)
+    run(world, lambda world, requests: None)
+    assert messages(caplog, logging.ERROR) == [
+        f"Task unit.click[id-{n}] cannot be looked up: OSError('away')" for n in range(3)
+    ]
+
+
+def test_an_eager_call_whose_handler_raises(world: World, caplog: Any) -> None:
+    """It fails, as the outcome could not be applied."""
+    world.define(lambda requests: requests[0].mark_as_done(1), base=Raising)
+    assert world.task.apply((1,), task_id="eager", throw=False).state == "FAILURE"
+    (line,) = messages(caplog, logging.ERROR)
+    assert line == "Task unit.click[eager] cannot end as done: OSError('away')"

@@ -12,8 +12,9 @@ import pytest
 from celery import Celery
 
 from celery_batches import SimpleRequest
-from celery_batches.pool.marking import intercept_new_backends
 from celery_batches.pool.run import BatchRun
+from kit.clock import Clock
+from kit.consumer import FakeConsumer
 from kit.log import messages
 from kit.tasks import make_task
 from kit.tracing import World
@@ -80,7 +81,8 @@ def test_a_thread_that_is_older_than_the_task(app: Any) -> None:
     def mark(requests: Any) -> None:
         app.backend.mark_as_done(requests[0].id, 5)
 
-    intercept_new_backends(app)
+    # As when a worker starts.
+    world.task.Strategy(world.task, app, FakeConsumer(app, Clock()))
     with ThreadPoolExecutor(1) as threads:
         threads.submit(lambda: app.backend).result()
         reports = world.run(None)
@@ -270,3 +272,10 @@ def test_the_task_of_another_app(app: Any) -> None:
     make_task(other)
     assert "_get_backend" in vars(app)
     assert "_get_backend" not in vars(other)
+
+
+def test_the_tracer_of_an_eager_call_is_no_late_mark(world: World, caplog: Any) -> None:
+    """Celery marks the batch under its id, which is that of the call."""
+    task = world.define(lambda requests: requests[0].mark_as_done(5))
+    assert task.apply((1,)).get() == 5
+    assert messages(caplog, logging.WARNING) == []

@@ -33,11 +33,20 @@ def test_the_message(world: World, caplog: Any) -> None:
     assert len(messages(caplog, logging.WARNING)) == 1, "once"
 
 
-def test_a_body_that_returns_as_many_values(world: World, caplog: Any) -> None:
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_body_that_returns_as_many_values(world: World, caplog: Any, kind: Any) -> None:
     """As a newcomer writes it: the option is what is missing."""
-    world.run(lambda requests: [request.id for request in requests])
+    world.run(lambda requests: kind(request.id for request in requests))
     (line,) = messages(caplog, logging.WARNING)
-    assert "returned a list with one item for each request: set return_results=True" in line
+    what = f"returned a {kind.__name__} with one item for each request: set return_results=True"
+    assert what in line
+
+
+@pytest.mark.parametrize("returned", [[1, 2], [1, 2, 3, 4], "abc", {"id-0": 1}], ids=repr)
+def test_a_body_that_returns_something_else(world: World, caplog: Any, returned: Any) -> None:
+    """These are no results, so marks come first."""
+    world.run(lambda requests: returned)
+    assert messages(caplog, logging.WARNING) == [MARK]
 
 
 def test_some_are_marked(world: World, caplog: Any) -> None:

@@ -437,3 +437,15 @@ def test_other_tasks_are_refused(app: Celery) -> None:
     task = app.task(base=Batches, name="unit.bad", lazy=True)(end)
     with pytest.raises(ImproperlyConfigured):
         BatchWorker(task)
+
+
+def test_the_batch_in_the_body(make: Any) -> None:
+    """`self.batch` has waited by the clock of the test."""
+    seen: list[Any] = []
+    worker = make(lambda self, requests: seen.append(self.batch), bind=True)
+    worker.send(["a"])
+    worker.advance(4)
+    worker.send(["b"])
+    worker.advance(6)
+    (info,) = seen
+    assert (info.trigger, info.size, info.waited) == ("interval", 2, 10)

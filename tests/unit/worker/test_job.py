@@ -18,10 +18,10 @@ def test_the_pool_gets_one_task(app: Any) -> None:
     """A batch is one task to the pool, under an id of its own, with all members in order."""
     world = RecordedJob(app)
     options = world.send()
-    name, batch_id, members, trigger, hostname, body_args = options["args"]
+    name, batch_id, members, trigger, hostname, body_args, flush = options["args"]
     assert (name, batch_id, trigger, hostname) == ("unit.click", world.job.id, "size", "w@h")
     assert [member.id for member in members] == IDS
-    assert body_args is None
+    assert (body_args, flush) == (None, None)
     assert options["correlation_id"] == world.job.id
     assert world.job.id not in IDS
 
@@ -146,7 +146,7 @@ def test_body_args_cross_to_the_pool(app: Any) -> None:
     """Arguments that apply_buffer was given for the body reach it."""
     world = RecordedJob(app)
     world.job.body_args = BodyArguments("unit.click", ("x",), world.requests)
-    assert world.send()["args"][-1] == ("x",)
+    assert world.send()["args"][5] == ("x",)
 
 
 def test_errors_are_logged_with_the_batch(app: Any, caplog: pytest.LogCaptureFixture) -> None:
