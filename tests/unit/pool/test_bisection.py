@@ -195,10 +195,13 @@ def test_with_return_results(world: World) -> None:
             raise Poison
         return [1] if requests[0].args[0] == 0 else [1, 2]
 
-    task = world.define(body, bisect_on_failure=True, return_results=True, name="unit.short")
-    batch = run_batch(task, [(n,) for n in range(4)])
-    assert batch.states == ["FAILURE", "FAILURE", "SUCCESS", "SUCCESS"]
-    assert "1 results for 2 requests" in str(batch.outcomes[0].exception)
+    options: dict[str, Any] = {"bisect_on_failure": True, "return_results": True}
+    # The body has not raised, so it is not retried.
+    for name, more in {"unit.short": {}, "unit.retry": {"autoretry_for": (ValueError,)}}.items():
+        task = world.define(body, name=name, **options, **more)
+        batch = run_batch(task, [(n,) for n in range(4)])
+        assert batch.states == ["FAILURE", "FAILURE", "SUCCESS", "SUCCESS"]
+        assert "1 results for 2 requests" in str(batch.outcomes[0].exception)
 
 
 def test_a_result_of_the_wrong_shape_is_not_bisected(world: World) -> None:

@@ -65,6 +65,41 @@ def test_exceptions_in_the_list(world: World) -> None:
     assert batch.exception is None
 
 
+def test_autoretry_for_does_not_apply_to_them(world: World) -> None:
+    """They say what becomes of the request, whichever exceptions are chosen."""
+    items = [Ignore(), Reject(), Retry(), OSError()]
+    task = returning(world, items, autoretry_for=(Exception,))
+    batch = run_batch(task, [(n,) for n in range(4)])
+    assert batch.states == ["IGNORED", "REJECTED", "RETRY", "RETRY"]
+    signatures = [getattr(outcome.retry, "sig", None) for outcome in batch]
+    assert signatures[:3] == [None] * 3  # By hand, nothing is sent.
+    assert signatures[3] is not None
+
+
+def test_a_long_list_is_not_written_out(world: World, caplog: Any) -> None:
+    """Each result is written out for its own report. The log line has the first of them."""
+    written: list[int] = []
+
+    class Item:
+        def __repr__(self) -> str:
+            written.append(1)
+            return "an item of the list"
+
+    def body(requests: Any) -> Any:
+        return [Item() for _ in requests]
+
+    task = world.define(body, ignore_result=True)
+    caplog.set_level(logging.WARNING, "celery_batches.trace")
+    run_batch(task, [(n,) for n in range(100)])
+    assert 100 <= len(written) < 110
+    caplog.set_level(logging.INFO, "celery_batches.trace")
+    run_batch(task, [(n,) for n in range(100)])
+    (line,) = [line for line in messages(caplog, logging.INFO) if "succeeded" in line]
+    assert line.endswith(", ...]")
+    assert line.count("an item") in range(5, 15)
+    assert len(written) < 230
+
+
 def test_marks_come_first(world: World) -> None:
     """What was marked keeps its outcome, and needs no item in a dict."""
 
