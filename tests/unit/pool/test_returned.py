@@ -117,6 +117,33 @@ def test_marks_come_first(world: World) -> None:
     assert run_batch(task, CALLS).results == ["marked", 2, 3]
 
 
+def test_a_message_that_was_delivered_twice(world: World) -> None:
+    """Two requests with one id: by id both have its result, and neither is left out unnoticed."""
+    twice = [make_request([n], id="the-id") for n in range(2)]
+    assert run_batch(returning(world, {"the-id": 7}), twice).results == [7, 7]
+
+    def mark_one(requests: Any) -> Any:
+        requests[1].mark_as_done("marked")
+        return {}
+
+    batch = run_batch(returning(world, mark_one, name="unit.one"), twice)
+    assert batch.states == ["FAILURE", "SUCCESS"]
+    assert "1 missing ids, such as 'the-id'" in str(batch.exception)
+
+
+@pytest.mark.parametrize("returned", [None, [], "done", {}, {"other": 1}])
+def test_if_all_are_marked_nothing_has_to_be_returned(world: World, returned: Any) -> None:
+    """As in a body that was written before the option was set for all tasks."""
+
+    def mark(requests: Any) -> Any:
+        for request in requests:
+            request.mark_as_done(request.args[0])
+        return returned
+
+    batch = run_batch(world.define(mark), CALLS)
+    assert (batch.results, batch.exception) == ([0, 1, 2], None)
+
+
 def numbers(requests: Any) -> Any:
     yield from range(len(requests))
 
