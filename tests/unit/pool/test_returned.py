@@ -267,6 +267,41 @@ def test_an_eager_call_has_its_item_as_result(world: World) -> None:
         failing.apply((1,), throw=True)
 
 
+ITEMS: dict[str, Any] = {
+    "a value": 5,
+    "an error": KeyError("x"),
+    "one to retry": OSError("y"),
+    "Ignore": Ignore(),
+    "Reject": Reject(requeue=True),
+    "Retry": Retry("by hand"),
+}
+
+
+@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+def test_an_eager_call_ends_as_an_ordinary_one(app: Any, item: Any) -> None:
+    """Which returns that value, or raises it. With every option, and whatever else they say."""
+    retry: dict[str, Any] = {"autoretry_for": (OSError,), "max_retries": 1}
+    retry["retry_kwargs"] = {"countdown": 0}
+
+    @app.task(name="unit.ordinary", **retry)
+    def ordinary() -> Any:
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    world = World(app, return_results=True, **retry)
+    by_id = {"bisect_on_failure": True, "unique_key": lambda request: 0, "name": "unit.by_id"}
+    tasks = [
+        ordinary,
+        world.define(lambda requests: [item], name="unit.list"),
+        world.define(lambda requests: {requests[0].id: item}, **by_id),
+    ]
+    results = [task.apply() for task in tasks]
+    expected, *found = [(result.state, repr(result.result)) for result in results]
+    assert found == [expected] * 2
+    assert {bool(result.traceback) for result in results} == {isinstance(item, Exception)}
+
+
 def test_it_is_read_when_it_is_used(world: World) -> None:
     """A property, or an assignment in a running worker."""
     task = returning(world, [1, 2, 3])
