@@ -42,6 +42,8 @@ def check_returned(task: Batches, returned: Any) -> None:
 def record_returned(task: Batches, requests: Sequence[SimpleRequest], returned: Any) -> None:
     """Record the outcome of each request that has none yet.
 
+    If all of them have one, it does not matter what the body returned.
+
     Arguments:
         task: The batch task.
         requests: The requests that the body got.
@@ -51,7 +53,13 @@ def record_returned(task: Batches, requests: Sequence[SimpleRequest], returned: 
         TypeError: If it is neither a list or tuple nor a dict.
         ValueError: If it does not have exactly one item for each request.
     """
-    for request, item in zip(requests, _items(task, requests, returned), strict=True):
+    try:
+        items = _items(task, requests, returned)
+    except (TypeError, ValueError):
+        if any(slot_of(request).outcome is None for request in requests):
+            raise
+        return
+    for request, item in zip(requests, items, strict=True):
         # A request that was marked before keeps that outcome.
         if isinstance(item, BaseException):
             _record_exception(task, request, item)
@@ -79,12 +87,13 @@ def _items(task: Batches, requests: Sequence[SimpleRequest], returned: Any) -> S
 def _items_by_id(
     task: Batches, requests: Sequence[SimpleRequest], returned: Mapping[Any, Any]
 ) -> Sequence[Any]:
-    wanted = {request.id: request for request in requests}
+    wanted = {request.id for request in requests}
     unknown = [key for key in returned if key not in wanted]
+    # Not by id: a message that is delivered twice makes two requests with one id.
     missing = [
-        key
-        for key, request in wanted.items()
-        if key not in returned and slot_of(request).outcome is None
+        request.id
+        for request in requests
+        if request.id not in returned and slot_of(request).outcome is None
     ]
     if unknown or missing:
         counts = f"a dict of {len(returned)} results for {len(requests)} requests"

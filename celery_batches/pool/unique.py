@@ -29,7 +29,7 @@ class Duplicate(NamedTuple):
 
 
 def find_duplicates(task: Batches, requests: Sequence[SimpleRequest]) -> list[Duplicate]:
-    """Return the requests to leave out, in order.
+    """Return the requests to leave out, each with the one that is kept.
 
     A request whose key cannot be computed or hashed fails alone.
     """

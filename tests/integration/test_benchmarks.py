@@ -1,6 +1,7 @@
 """The benchmark measures all peers: that it works is shown here, and nothing of what it finds."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,20 @@ def test_a_few_messages_through_every_peer(rabbitmq_url, tmp_path):
     assert all(run["figures"]["rate"] > 0 for run in runs)
     assert [run["sizes"] for run in runs] == [{"100": 3}, {"100": 3}, {"1": 300}, {}, {}]
     assert (tmp_path / "tables.rst").read_text().strip() == ended.stdout.strip()
+
+
+def test_the_stages_of_this_package():
+    """Also without a broker and a result backend, with both ways to give results."""
+    options = ["--peers", "ours", "--repeats", "1", "--turns", "1"]
+    environment = {**os.environ, "TEST_REDIS_URL": ""}
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "stages.py"), *options],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    *_, last = ended.stdout.splitlines()
+    assert last.startswith("no result backend: marked ")
+    assert ended.stderr == ""

@@ -9,8 +9,10 @@ import pytest
 from celery import signals
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
+from celery_batches import Batches
 from celery_batches.testing import BatchResult, make_request, run_batch
 from kit.log import messages
+from kit.messages import IDS
 from kit.tracing import World
 
 
@@ -73,6 +75,21 @@ def test_poison_is_found(world: World, poison: tuple[int, ...], most: int) -> No
     assert batch.states.count("SUCCESS") == 100 - len(poison)
     assert len(counted.calls) <= most
     assert batch.exception is None
+
+
+def test_how_often_the_body_runs(world: World) -> None:
+    """The counts of the documentation: for one of 100, and for three at best and worst."""
+    counts = set()
+    for number in (*range(0, 100, 7), 99):
+        counted = Counted(number, marks=False)
+        run(world, counted, 100, name="unit.one", return_results=True)
+        world.app.tasks.unregister("unit.one")
+        counts.add(len(counted.calls))
+    assert counts == {13, 15}
+    for poison, runs in {(0, 1, 2): 15, (1, 26, 51): 37}.items():
+        counted = Counted(*poison)
+        run(world, counted, 100)
+        assert len(counted.calls) == runs
 
 
 def test_in_order_and_only_without_an_outcome(world: World) -> None:
@@ -195,10 +212,13 @@ def test_with_return_results(world: World) -> None:
             raise Poison
         return [1] if requests[0].args[0] == 0 else [1, 2]
 
-    task = world.define(body, bisect_on_failure=True, return_results=True, name="unit.short")
-    batch = run_batch(task, [(n,) for n in range(4)])
-    assert batch.states == ["FAILURE", "FAILURE", "SUCCESS", "SUCCESS"]
-    assert "1 results for 2 requests" in str(batch.outcomes[0].exception)
+    options: dict[str, Any] = {"bisect_on_failure": True, "return_results": True}
+    # The body has not raised, so it is not retried.
+    for name, more in {"unit.short": {}, "unit.retry": {"autoretry_for": (ValueError,)}}.items():
+        task = world.define(body, name=name, **options, **more)
+        batch = run_batch(task, [(n,) for n in range(4)])
+        assert batch.states == ["FAILURE", "FAILURE", "SUCCESS", "SUCCESS"]
+        assert "1 results for 2 requests" in str(batch.outcomes[0].exception)
 
 
 def test_a_result_of_the_wrong_shape_is_not_bisected(world: World) -> None:
@@ -232,6 +252,18 @@ def test_signals_and_handlers_run_once(world: World, caplog: Any) -> None:
 
     ids: list[str] = []
 
+    class Handled(Batches):
+        abstract = True
+
+        def before_start(self, task_id: str, *args: Any) -> None:
+            said.append(f"before {task_id}")
+
+        def on_success(self, retval: Any, task_id: str, *args: Any) -> None:
+            said.append(f"success {task_id}")
+
+        def on_failure(self, exc: Any, task_id: str, *args: Any) -> None:
+            said.append(f"failed {task_id}")
+
     def body(self: Any, requests: Any) -> None:
         ids.append(self.request.id)
         if "id-1" in [request.id for request in requests]:
@@ -240,14 +272,19 @@ def test_signals_and_handlers_run_once(world: World, caplog: Any) -> None:
             request.mark_as_done()
 
     caplog.set_level(logging.INFO, "celery_batches.trace")
-    world.define(body, bisect_on_failure=True, bind=True)
+    world.define(body, bisect_on_failure=True, bind=True, base=Handled, track_started=True)
     connected = ((signals.task_prerun, prerun), (signals.task_postrun, postrun))
     for signal, receiver in (*connected, (signals.task_failure, failure)):
         signal.connect(receiver)
     world.run(None)
     for signal, receiver in (*connected, (signals.task_failure, failure)):
         signal.disconnect(receiver)
-    assert said == ["prerun batch", "failure id-1", "postrun SUCCESS"]
+    assert said == [
+        "prerun batch",
+        *(f"before {id}" for id in IDS),
+        *("success id-0", "failed id-1", "failure id-1", "success id-2"),
+        "postrun SUCCESS",
+    ]
     assert set(ids) == {"batch"}
     (line,) = [line for line in messages(caplog, logging.INFO) if "Batch" in line]
     assert "(1 failed, body ran 5 times)" in line

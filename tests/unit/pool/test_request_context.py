@@ -43,6 +43,19 @@ def test_the_request_is_the_current_one(world: World) -> None:
     assert seen[4] == "batch"
 
 
+def test_its_task_has_its_own_name(world: World) -> None:
+    """A call that the sender has given another name is a call of this task all the same."""
+    names: list[Any] = []
+
+    def body(self: Any, requests: Any) -> None:
+        with requests[0].context() as context:
+            names.extend((requests[0].name, context.task))
+
+    world.define(body)
+    world.run(None, {"shadow": "other"})
+    assert names == ["other", world.task.name]
+
+
 def test_what_is_sent_inside_has_the_request_as_its_parent(world: World) -> None:
     """As a task that an ordinary task sends. Outside, the batch is the parent."""
     world.app.conf.task_always_eager = False
@@ -114,8 +127,23 @@ def test_marks_by_the_backend_inside(world: World) -> None:
                 world.app.backend.mark_as_done(request.id, 5)
         raise KeyError("afterwards")
 
-    world.run(body)
+    assert [failed for failed, _ in world.run(body)] == [False, False, True]
     assert world.states == ["SUCCESS", "SUCCESS", "FAILURE"]
+
+
+def test_a_state_has_what_the_backend_stores_of_a_call(world: World) -> None:
+    """As with `Task.update_state`, whose other arguments are those of the backend."""
+    world.app.conf.result_extended = True
+    found: list[Any] = []
+
+    def body(self: Any, requests: Any) -> None:
+        requests[0].update_state("PROGRESS")
+        self.update_state("id-1", "PROGRESS", traceback="so far")
+        found.extend(map(world.app.backend.get_task_meta, IDS[:2]))
+
+    world.run(body)
+    assert [meta["args"] for meta in found] == [["id-0"], ["id-1"]]
+    assert [meta["traceback"] for meta in found] == [None, "so far"]
 
 
 def test_states_of_one_request(world: World) -> None:

@@ -65,6 +65,41 @@ def test_exceptions_in_the_list(world: World) -> None:
     assert batch.exception is None
 
 
+def test_autoretry_for_does_not_apply_to_them(world: World) -> None:
+    """They say what becomes of the request, whichever exceptions are chosen."""
+    items = [Ignore(), Reject(), Retry(), OSError()]
+    task = returning(world, items, autoretry_for=(Exception,))
+    batch = run_batch(task, [(n,) for n in range(4)])
+    assert batch.states == ["IGNORED", "REJECTED", "RETRY", "RETRY"]
+    signatures = [getattr(outcome.retry, "sig", None) for outcome in batch]
+    assert signatures[:3] == [None] * 3  # By hand, nothing is sent.
+    assert signatures[3] is not None
+
+
+def test_a_long_list_is_not_written_out(world: World, caplog: Any) -> None:
+    """Each result is written out for its own report. The log line has the first of them."""
+    written: list[int] = []
+
+    class Item:
+        def __repr__(self) -> str:
+            written.append(1)
+            return "an item of the list"
+
+    def body(requests: Any) -> Any:
+        return [Item() for _ in requests]
+
+    task = world.define(body, ignore_result=True)
+    caplog.set_level(logging.WARNING, "celery_batches.trace")
+    run_batch(task, [(n,) for n in range(100)])
+    assert 100 <= len(written) < 110
+    caplog.set_level(logging.INFO, "celery_batches.trace")
+    run_batch(task, [(n,) for n in range(100)])
+    (line,) = [line for line in messages(caplog, logging.INFO) if "succeeded" in line]
+    assert line.endswith(", ...]")
+    assert line.count("an item") in range(5, 15)
+    assert len(written) < 230
+
+
 def test_marks_come_first(world: World) -> None:
     """What was marked keeps its outcome, and needs no item in a dict."""
 
@@ -80,6 +115,33 @@ def test_marks_come_first(world: World) -> None:
 
     task = returning(world, mark_and_omit, name="unit.omit")
     assert run_batch(task, CALLS).results == ["marked", 2, 3]
+
+
+def test_a_message_that_was_delivered_twice(world: World) -> None:
+    """Two requests with one id: by id both have its result, and neither is left out unnoticed."""
+    twice = [make_request([n], id="the-id") for n in range(2)]
+    assert run_batch(returning(world, {"the-id": 7}), twice).results == [7, 7]
+
+    def mark_one(requests: Any) -> Any:
+        requests[1].mark_as_done("marked")
+        return {}
+
+    batch = run_batch(returning(world, mark_one, name="unit.one"), twice)
+    assert batch.states == ["FAILURE", "SUCCESS"]
+    assert "1 missing ids, such as 'the-id'" in str(batch.exception)
+
+
+@pytest.mark.parametrize("returned", [None, [], "done", {}, {"other": 1}])
+def test_if_all_are_marked_nothing_has_to_be_returned(world: World, returned: Any) -> None:
+    """As in a body that was written before the option was set for all tasks."""
+
+    def mark(requests: Any) -> Any:
+        for request in requests:
+            request.mark_as_done(request.args[0])
+        return returned
+
+    batch = run_batch(world.define(mark), CALLS)
+    assert (batch.results, batch.exception) == ([0, 1, 2], None)
 
 
 def numbers(requests: Any) -> Any:
@@ -203,6 +265,41 @@ def test_an_eager_call_has_its_item_as_result(world: World) -> None:
     assert failing.apply((1,)).state == "FAILURE"
     with pytest.raises(KeyError):
         failing.apply((1,), throw=True)
+
+
+ITEMS: dict[str, Any] = {
+    "a value": 5,
+    "an error": KeyError("x"),
+    "one to retry": OSError("y"),
+    "Ignore": Ignore(),
+    "Reject": Reject(requeue=True),
+    "Retry": Retry("by hand"),
+}
+
+
+@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+def test_an_eager_call_ends_as_an_ordinary_one(app: Any, item: Any) -> None:
+    """Which returns that value, or raises it. With every option, and whatever else they say."""
+    retry: dict[str, Any] = {"autoretry_for": (OSError,), "max_retries": 1}
+    retry["retry_kwargs"] = {"countdown": 0}
+
+    @app.task(name="unit.ordinary", **retry)
+    def ordinary() -> Any:
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    world = World(app, return_results=True, **retry)
+    by_id = {"bisect_on_failure": True, "unique_key": lambda request: 0, "name": "unit.by_id"}
+    tasks = [
+        ordinary,
+        world.define(lambda requests: [item], name="unit.list"),
+        world.define(lambda requests: {requests[0].id: item}, **by_id),
+    ]
+    results = [task.apply() for task in tasks]
+    expected, *found = [(result.state, repr(result.result)) for result in results]
+    assert found == [expected] * 2
+    assert {bool(result.traceback) for result in results} == {isinstance(item, Exception)}
 
 
 def test_it_is_read_when_it_is_used(world: World) -> None:

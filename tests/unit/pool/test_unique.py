@@ -186,6 +186,20 @@ def test_they_end_alike(world: World) -> None:
     assert batch.states == ["FAILURE", "SUCCESS", "SUCCESS", "FAILURE"]
 
 
+def test_a_retry_counts_for_each_of_them(world: World) -> None:
+    """They are retried at the same time. One that may not be retried any more fails."""
+
+    def body(requests: Any) -> None:
+        raise OSError("busy")
+
+    options: dict[str, Any] = {"autoretry_for": (OSError,), "retry_backoff": 2, "max_retries": 3}
+    calls = [make_request(["a"], retries=retries) for retries in (0, 3, 1)]
+    batch = run(world, body, calls, retry_jitter=False, **options)
+    assert batch.states == ["RETRY", "FAILURE", "RETRY"]
+    assert [outcome.retry.when for outcome in batch if outcome.retry] == [4, 4]
+    assert repr(batch.outcomes[1].exception) == "OSError('busy')"
+
+
 def test_each_has_its_own_state_link_and_handlers(world: World, caplog: Any) -> None:
     """To its caller, a duplicate is a task like any other. The log counts them."""
     said: list[str] = []
