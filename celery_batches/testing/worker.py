@@ -87,6 +87,7 @@ class BatchWorker:
     def __init__(self, task: Batches) -> None:
         if not isinstance(task, Batches):
             raise TypeError(f"BatchWorker runs batch tasks. {task!r} has another base than Batches")
+        # Of a shared task, each app has its own.
         self.task: Batches = task.app.tasks[task.name]
         self.clock: Clock = Clock()
         self.batches: list[BatchResult] = []
@@ -187,7 +188,6 @@ class BatchWorker:
                 for request in entry.args:
                     if isinstance(request, MemberRequest):  # It waits for its ETA.
                         worker_state.task_ready(request)
-                entry.cancel()
 
     def _deliver(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -222,8 +222,9 @@ class BatchWorker:
 
     def _record(self, task_id: str, state: str, exc: BaseException) -> None:
         """Record what the main process says of a call that has not run."""
-        call = self._calls[task_id]
-        call.state, call.exception = state, exc
+        call = self._calls.get(task_id)
+        if call is not None:
+            call.state, call.exception = state, exc
 
     @contextmanager
     def _working(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery import Celery, signals
+from celery import Celery, shared_task, signals
 from celery.exceptions import ImproperlyConfigured, Reject, TaskRevokedError
 from celery.worker import state as worker_state
 from kombu.exceptions import EncodeError
@@ -85,7 +85,7 @@ def test_a_full_batch_runs_at_once(make: Any) -> None:
     assert worker.buffered == 0
 
 
-@pytest.mark.parametrize("steps", [[10], [9.75, 0.25], [0.1] * 100])
+@pytest.mark.parametrize("steps", [[10], [9.75, 0.25], [10 / 60] * 60])
 def test_an_interval_ends_at_its_time(make: Any, steps: list[float]) -> None:
     """Not before it has passed, and then at once, however the clock was moved."""
     worker = make()
@@ -251,10 +251,11 @@ def test_what_a_handler_raises_reaches_the_test(make: Any) -> None:
         def on_failure(self, *_: Any) -> None:
             raise RuntimeError("handler")
 
-    worker = make(base=Handled, flush_every=2)
-    worker.send(("failed", 1))
+    worker = make(base=Handled, flush_every=2, acks_late=True)
+    call = worker.send(("failed", 1))
     with pytest.raises(RuntimeError, match="handler"):
         worker.advance(10)
+    assert ends(call) == [("FAILURE", "acknowledged")]
     worker.send(("done", 1))
     with pytest.raises(RuntimeError, match="handler"):
         worker.send(("failed", 1))
@@ -265,6 +266,7 @@ def test_marks_by_the_backend_count(make: Any, app: Celery) -> None:
     """The way of 0.11, by the backend of the app or that of the task; nothing is stored."""
 
     def body(requests: Any) -> None:
+        worker.task.backend.mark_as_failure("of another task", KeyError(3))
         app.backend.mark_as_done(requests[0].id, 1, request=requests[0])
         worker.task.backend.mark_as_failure(requests[1].id, KeyError(2), request=requests[1])
 
@@ -423,6 +425,20 @@ def test_nothing_is_left_behind(make: Any, app: Celery) -> None:
     with BatchWorker(task) as worker:
         assert [worker.send(("done",), task_id=task_id).id for task_id in "ab"] == ["a", "b"]
         assert worker.batches[0].states == ["SUCCESS", "SUCCESS"]
+
+
+def test_a_shared_task_is_that_of_its_app(app: Celery) -> None:
+    """The worker keeps it, whatever app is the current one later."""
+
+    @shared_task(base=Batches, name="unit.shared", flush_every=1)
+    def shared(requests: Any) -> None:
+        requests[0].mark_as_done(shared.app.main)
+
+    with BatchWorker(shared) as worker:
+        other = Celery("other", set_as_current=False)
+        other.set_current()
+        assert worker.send().state == "SUCCESS"
+        assert worker.task.app is app
 
 
 def test_other_tasks_are_refused(app: Celery) -> None:
