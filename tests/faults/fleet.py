@@ -334,7 +334,9 @@ class Faults:
         with self._site.app.connection_for_write() as connection:
             task.apply_async(args=[0, *lives], task_id=number, connection=connection)
         self._reports.put({"event": "sent", "number": number})
-        self._reports.wait_until("killed", had + LIVES)
+        # Each time it is behind what was sent meanwhile.
+        for life in range(LIVES):
+            self._reports.wait_until("killed", had + life + 1)
 
     def _control(self, member, command, **options):
         # Not one from before the broker was restarted.
