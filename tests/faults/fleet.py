@@ -204,6 +204,8 @@ class Faults:
         self._random = random
         self._reports = site.reports
         self.members = []
+        #: All that there have been, by process id, for what they have logged.
+        self.all = {}
         self.done = {}
         #: How many workers have ended by themselves.
         self.ended = 0
@@ -215,6 +217,7 @@ class Faults:
     def hire(self):
         member = Member(self._site, self._server.url, "prefork")
         self.members.append(member)
+        self.all[member.pid] = member
         member.wait_until_ready()
 
     def inject(self, kind):

@@ -180,6 +180,8 @@ def test_every_message_is_accounted_for_whatever_breaks(site, private_broker, to
     assert journal is None or journal.pushed_twice == set()
     wrongs = ledger.wrongs(**evidence)
     print(*history(site.reports.items, wrongs), sep="\n")
+    for pid in {d.worker for entries in wrongs.values() for e in entries for d in e.deliveries}:
+        print(f"--- log of {pid}\n{faults.all[pid].worker.text}\n---")
     assert {wrong: len(entries) for wrong, entries in wrongs.items()} == {}
     assert sum(row.sent for row in rows.values()) > 300
 
