@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 
 from faults.failover import Succession
 from faults.proxy import Proxy
@@ -23,6 +23,11 @@ KNOWN_END = "Unrecoverable error: AttributeError(\"'NoneType' object has no attr
 #: handler of the signal (Celery 5.7) writes too, and py-amqp has it wait for the first to be done.
 KNOWN_HANG = r"^ *with buffer_lock:$"
 
+
+#: Seconds after which a worker that stops is overdue: Redis may deliver again what it has. Celery
+#: acknowledges what has just ended when the pool has stopped, and that takes half a minute if the
+#: main process is told to stop before it knows that a task was accepted (see `wait_until_active`).
+LONG_STOP = 6
 
 #: How often a call with poison ends its process.
 LIVES = 3
@@ -96,9 +101,12 @@ class Member:
     def stop(self):
         """Warm shutdown; returns the exit code."""
         self.reports.put({"event": "stopping", "worker": self.pid})
+        overdue = Timer(LONG_STOP, self.reports.put, [{"event": "overdue", "worker": self.pid}])
+        overdue.start()
         try:
             return self.worker.stop()
         finally:
+            overdue.cancel()
             self.network.__exit__(None, None, None)
 
     def kill(self):

@@ -29,7 +29,7 @@ RESTORING_TIMEOUT = 30
 STILL = 1
 TASKS = ["early_small", "early_big", "late_small", "late_big", "plain_early", "plain_late"]
 #: What is told of all of them, when one has gone wrong.
-TOLD = {"fault", "broken", "cut", "killed", "stopping", "connected"}
+TOLD = {"fault", "broken", "cut", "killed", "stopping", "overdue", "connected"}
 #: After which further reports a fault is injected.
 MOMENTS = ["received", "flushed", "accepted", "run", "ended", "ack"]
 
