@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 
 from faults.failover import Succession
 from faults.proxy import Proxy
@@ -23,6 +23,11 @@ KNOWN_END = "Unrecoverable error: AttributeError(\"'NoneType' object has no attr
 #: handler of the signal (Celery 5.7) writes too, and py-amqp has it wait for the first to be done.
 KNOWN_HANG = r"^ *with buffer_lock:$"
 
+
+#: Seconds after which a worker that stops is overdue: Redis may deliver again what it has. Celery
+#: acknowledges what has just ended when the pool has stopped, and that takes half a minute if the
+#: main process is told to stop before it knows that a task was accepted (see `wait_until_active`).
+LONG_STOP = 6
 
 #: How often a call with poison ends its process.
 LIVES = 3
@@ -96,9 +101,12 @@ class Member:
     def stop(self):
         """Warm shutdown; returns the exit code."""
         self.reports.put({"event": "stopping", "worker": self.pid})
+        overdue = Timer(LONG_STOP, self.reports.put, [{"event": "overdue", "worker": self.pid}])
+        overdue.start()
         try:
             return self.worker.stop()
         finally:
+            overdue.cancel()
             self.network.__exit__(None, None, None)
 
     def kill(self):
@@ -204,6 +212,8 @@ class Faults:
         self._random = random
         self._reports = site.reports
         self.members = []
+        #: All that there have been, by process id, for what they have logged.
+        self.all = {}
         self.done = {}
         #: How many workers have ended by themselves.
         self.ended = 0
@@ -215,6 +225,7 @@ class Faults:
     def hire(self):
         member = Member(self._site, self._server.url, "prefork")
         self.members.append(member)
+        self.all[member.pid] = member
         member.wait_until_ready()
 
     def inject(self, kind):
@@ -334,7 +345,9 @@ class Faults:
         with self._site.app.connection_for_write() as connection:
             task.apply_async(args=[0, *lives], task_id=number, connection=connection)
         self._reports.put({"event": "sent", "number": number})
-        self._reports.wait_until("killed", had + LIVES)
+        # Each time it is behind what was sent meanwhile.
+        for life in range(LIVES):
+            self._reports.wait_until("killed", had + life + 1)
 
     def _control(self, member, command, **options):
         # Not one from before the broker was restarted.

@@ -12,6 +12,8 @@ dict; they are noted in the order in which they came:
 ``broken``                                      the broker is stopped or killed now
 ``cut``        ``worker``                       the connections of a worker are closed now
 ``stopping``   ``worker``                       a worker is told to stop when it is done
+``overdue``    ``worker``                       it has been stopping for so long that the broker may
+                                                deliver again what it has
 ``killed``     ``pids``                         these processes are ended at once, now
 ``connected``  ``worker``                       a worker has a new connection, and that only
 ``received``   ``worker``, ``key``, ``number``  a worker has a message: `key` is the delivery's
@@ -37,8 +39,8 @@ both
     What has settled before the first fault, exactly once.
 
 A run is again with reason only if the message was delivered again with reason: the worker that had
-it lost its connection or was killed, has sent it back, or was told to stop before it knew that the
-pool had begun with it.
+it lost its connection or was killed, has sent it back, was told to stop before it knew that the
+pool had begun with it, or took too long to stop.
 """
 
 from collections.abc import Collection, Iterable
@@ -134,6 +136,7 @@ class Ledger:
         #: Connections that were taken from their workers, which may not know it yet.
         self._lost: set[tuple[int, int]] = set()
         self._stopping: set[int] = set()
+        self._overdue: set[int] = set()
         self._killed: set[int] = set()
         self._broken = 0
         for report in reports:
@@ -168,6 +171,9 @@ class Ledger:
     def _note_stopping(self, report: dict[str, Any]) -> None:
         self._stopping.add(report["worker"])
 
+    def _note_overdue(self, report: dict[str, Any]) -> None:
+        self._overdue.add(report["worker"])
+
     def _note_killed(self, report: dict[str, Any]) -> None:
         self._killed.update(report["pids"])
 
@@ -191,7 +197,8 @@ class Ledger:
         # Celery cancels what it has not yet heard of that the pool has begun with it.
         begun = delivery.runs and delivery.pids
         stopping = delivery.worker in self._stopping and not begun
-        return delivery.requeued or stopping or self._is_taken_away(delivery)
+        overdue = delivery.worker in self._overdue
+        return delivery.requeued or stopping or overdue or self._is_taken_away(delivery)
 
     def _is_taken_away(self, delivery: Delivery) -> bool:
         """Whether the worker could not keep it: it may not even know that, and run it."""

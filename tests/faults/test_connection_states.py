@@ -1,8 +1,8 @@
 """The connection is lost while calls are in every state that a worker can have them in.
 
 The faults: the broker closes the connection; it is stopped and started again; the network drops all
-packets; the main process is stopped until RabbitMQ has heard no heartbeat for too long. Every pool
-and every broker meets each of the first three once. What is promised, and shown for each:
+packets; the main process is stopped, or runs a body, until RabbitMQ has missed its heartbeats.
+Every pool and every broker meets each of the first three once. What is promised, and shown:
 
 * What is in the buffer, held back by a rate limit, waiting for its ETA or for a free process or
   thread is not run from there. The broker delivers it again, and it runs exactly once.
@@ -129,11 +129,7 @@ def suspended(case):
     main = case.worker.process
     main.send_signal(signal.SIGSTOP)
     try:
-        # That over which it consumes: on others, Celery sends no heartbeats.
-        connections = len(case.proxy.clients)
-        deadline = time.monotonic() + DEADLINE
-        while len(case.proxy.clients) == connections:
-            assert time.monotonic() < deadline
+        case.wait_until_given_up()
         if case.pool != "prefork":  # All is one process.
             main.send_signal(signal.SIGCONT)
         yield
@@ -141,8 +137,15 @@ def suspended(case):
         main.send_signal(signal.SIGCONT)
 
 
+@contextmanager
+def silent(case):
+    """A body runs in the main process, which sends no heartbeats, for as long."""
+    case.wait_until_given_up()
+    yield
+
+
 #: Nobody notices these losses at once: batches that wait for the pool may begin to run after them.
-UNNOTICED = (frozen, suspended)
+UNNOTICED = (frozen, suspended, silent)
 
 
 class Case:
@@ -155,7 +158,15 @@ class Case:
         self.worker = worker
         self.pool = pool
         self.is_redis = server.url.startswith("redis")
+        #: The connection over which it gets messages. On others, Celery sends no heartbeats.
+        self.consumes_by = proxy.clients[0]
         self._numbers = count()
+
+    def wait_until_given_up(self):
+        """Wait until RabbitMQ has closed the connection, since no heartbeats come."""
+        deadline = time.monotonic() + DEADLINE
+        while self.consumes_by in self.proxy.clients:
+            assert time.monotonic() < deadline
 
     def wait_until_connected(self, times):
         self.worker.wait_for_log(r"\] Connected to ", times)
@@ -288,6 +299,7 @@ CASES = [
     pytest.param("redis", "gevent", frozen, marks=needs_brpop_health),
     ("rabbitmq", "prefork", suspended),
     pytest.param("rabbitmq", "threads", suspended, marks=needs_option),
+    ("rabbitmq", "solo", silent),
 ]
 
 

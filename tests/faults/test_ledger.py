@@ -29,7 +29,7 @@ RESTORING_TIMEOUT = 30
 STILL = 1
 TASKS = ["early_small", "early_big", "late_small", "late_big", "plain_early", "plain_late"]
 #: What is told of all of them, when one has gone wrong.
-TOLD = {"fault", "broken", "cut", "killed", "stopping", "connected"}
+TOLD = {"fault", "broken", "cut", "killed", "stopping", "overdue", "connected"}
 #: After which further reports a fault is injected.
 MOMENTS = ["received", "flushed", "accepted", "run", "ended", "ack"]
 
@@ -180,6 +180,8 @@ def test_every_message_is_accounted_for_whatever_breaks(site, private_broker, to
     assert journal is None or journal.pushed_twice == set()
     wrongs = ledger.wrongs(**evidence)
     print(*history(site.reports.items, wrongs), sep="\n")
+    for pid in {d.worker for entries in wrongs.values() for e in entries for d in e.deliveries}:
+        print(f"--- log of {pid}\n{faults.all[pid].worker.text}\n---")
     assert {wrong: len(entries) for wrong, entries in wrongs.items()} == {}
     assert sum(row.sent for row in rows.values()) > 300
 

@@ -130,6 +130,7 @@ REASONS = {
     "the broker was broken": [event("broken")],
     "the worker was killed": [event("killed", pids=[W])],
     "it was sent back": [event("requeued", key="k")],
+    "the worker takes long to stop": [event("stopping", worker=W), event("overdue", worker=W)],
 }
 
 
@@ -147,6 +148,7 @@ NO_REASONS = {
     "another worker was killed": [event("killed", pids=[V])],
     "a pool process was killed": [event("killed", pids=[101])],
     "its worker stops, when it is done": [event("stopping", worker=W)],
+    "another worker takes long to stop": [event("overdue", worker=V)],
 }
 
 
