@@ -24,6 +24,9 @@ class Undecided:
     def __bool__(self) -> bool:
         raise TypeError("no")
 
+    def __repr__(self) -> str:  # The name of a test has it, and is one for all processes.
+        return "Undecided()"
+
 
 BAD_EVERY = [0, -1, True, False, 1.0, 2.5, "10", None, float("nan"), float("inf"), [10]]
 BAD_INTERVAL = [
