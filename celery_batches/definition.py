@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from inspect import getattr_static, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from inspect import getattr_static, unwrap
 from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
 from .compat import is_pydantic
-from .core.signatures import takes
+from .core.signatures import is_async, is_generator, takes
 from .options import OPTIONS
 
-__all__ = ("REMOVED", "check_body", "check_names", "check_removed")
+__all__ = (
+    "REMOVED",
+    "check_body",
+    "check_names",
+    "check_removed",
+    "has_async_body",
+    "may_be_async",
+)
 
 #: Options that Celery ignores without a warning since 4.0, with their replacements.
 REMOVED = {
@@ -84,15 +91,31 @@ def check_body(task_name: str, task: type) -> None:
     """Refuse a body that would never run, or that cannot take the list of requests.
 
     Raises:
-        celery.exceptions.ImproperlyConfigured: If the body is a generator function or a coroutine
-            function, takes no positional argument, or has ``pydantic=True``.
+        celery.exceptions.ImproperlyConfigured: If the body is a generator function, takes no
+            positional argument, or has ``pydantic=True``.
     """
     body = getattr_static(task, "run")
     # Celery makes a body without `bind=True` a static method.
     taken = 1 if isinstance(body, staticmethod) else 2
-    reason = _why_refused(getattr(body, "__func__", body), taken)
+    reason = _why_refused(_run_of(task), taken)
     if reason:
         raise ImproperlyConfigured(f"Task {task_name!r}: {reason}")
+
+
+def has_async_body(task: type) -> bool:
+    """Whether the body of a task, or its ``__call__``, is an async function."""
+    return is_async(_run_of(task)) or is_async(getattr_static(task, "__call__"))
+
+
+def may_be_async(task: type) -> bool:
+    """Whether the body of a task is an async function, or a ``functools.wraps`` wrapper of one."""
+    return is_async(unwrap(_run_of(task)))
+
+
+def _run_of(task: type) -> Callable[..., Any]:
+    body = getattr_static(task, "run")
+    run: Callable[..., Any] = getattr(body, "__func__", body)
+    return run
 
 
 def _why_refused(body: Callable[..., Any], taken: int) -> str | None:
@@ -102,20 +125,16 @@ def _why_refused(body: Callable[..., Any], taken: int) -> str | None:
             "batch task gets a list of requests. Leave it out, and validate the arguments of each "
             "request in the body, for example by Model.model_validate(request.kwargs)."
         )
-    if iscoroutinefunction(body):
-        return (
-            "its body is an async function, which nothing would await. Make the body a plain "
-            "function, and call asyncio.run(work(requests)) in it."
-        )
-    if isgeneratorfunction(body) or isasyncgenfunction(body):
+    if is_generator(body):
         return (
             "its body is a generator function, of which a call runs nothing. Take yield out of the "
             "body, and call request.mark_as_done(result) to give a request its result."
         )
     if not takes(body, taken):
         given = "requests" if taken == 1 else "self, requests"
+        how = "async def" if is_async(body) else "def"
         return (
             f"its body takes no argument for the requests of a batch. Define it as "
-            f"def {getattr(body, '__name__', 'body')}({given})."
+            f"{how} {getattr(body, '__name__', 'body')}({given})."
         )
     return None

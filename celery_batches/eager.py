@@ -15,6 +15,7 @@ from .compat import eager_result
 from .core.context_keys import CONTEXT_KEYS
 from .core.outcomes import Done, Failed, Ignored, Outcome, Rejected, Retried
 from .pool.applied import Applied
+from .pool.async_body import check_eager
 from .pool.endings import STATES
 from .pool.run import BatchRun
 from .request import SimpleRequest
@@ -57,7 +58,11 @@ def apply_eagerly(
 
     Returns:
         The mark of the body as a result, or else the return value of the body.
+
+    Raises:
+        RuntimeError: If the body is async, and an event loop is running in this thread.
     """
+    check_eager(task)
     propagate = task.app.conf.task_eager_propagates if throw is None else throw
     hostname = gethostname()
     request = _eager_request(task, task_id, args, kwargs, hostname, context)

@@ -11,7 +11,7 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
-from .definition import REMOVED, check_body, check_names, check_removed
+from .definition import REMOVED, check_body, check_names, check_removed, may_be_async
 from .options import (
     FLUSH_EVERY,
     FLUSH_INTERVAL,
@@ -91,6 +91,17 @@ class Batches(BodyMethods, UnsupportedMethods):
         super().__init_subclass__(**kwargs)
         cls._check_options()
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Batches:
+        """Make the task. An async body becomes a function that returns its result."""
+        self: Batches = super().__new__(cls)
+        if may_be_async(cls):
+            # Not at the top: a client that has no such task need not import asyncio.
+            from .pool.async_body import synchronous
+
+            # Before Celery wraps it for `autoretry_for`.
+            self.__dict__["run"] = synchronous(self, self.run)
+        return self
+
     if not TYPE_CHECKING:  # For type checkers, an unknown name is an error.
 
         def __getattr__(self, name: str) -> Any:
@@ -154,6 +165,7 @@ class Batches(BodyMethods, UnsupportedMethods):
             consumer: The worker's ``celery.worker.consumer.Consumer``.
         """
         from .pool.marking import intercept_new_backends
+        from .worker.pools import check_pool
         from .worker.strategy import BatchStrategy, strategy_of
 
         intercept_new_backends(app)
@@ -161,6 +173,7 @@ class Batches(BodyMethods, UnsupportedMethods):
         if old is None:
             # Only at the start. A bad value must not stop a running worker, which logs it instead.
             self._check_options()
+            check_pool(task, consumer.pool)
         keep_body(task)
         strategy = BatchStrategy(task, app, consumer, old=old)
         if old is not None:

@@ -6,16 +6,18 @@ it raise are alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from ..core.outcomes import Failed
 from ..core.slot import slot_of
 from ..request import SimpleRequest
+from .async_body import run_awaitable
 from .bisection import OF_THE_PROCESS, halves, is_bisected
 from .body import body_of
 from .endings import outcome_of
-from .retries import retry_automatically
+from .retries import retry_all_automatically, retry_automatically
 from .returned import check_returned, record_returned
 
 if TYPE_CHECKING:
@@ -42,11 +44,8 @@ def run_body(batch: BatchRun, args: Args, kwargs: Kwargs) -> Any:
         Exception: What the body has raised. If it ran in halves, only if every request has failed.
     """
     call = body_of(batch.task).call
-    if batch.task.bisect_on_failure is False:
-        batch.body_runs += 1
-        returned = batch.soft_limit.call(call, args, kwargs)
-    else:
-        returned = batch.soft_limit.call(_run_bisected, (batch, call, args, kwargs), {})
+    run = _call if batch.task.bisect_on_failure is False else _run_bisected
+    returned = batch.soft_limit.call(run, (batch, call, args, kwargs), {})
     if batch.body_runs == 1:
         _record(batch, returned)
     return returned
@@ -65,7 +64,17 @@ def _run_bisected(batch: BatchRun, call: Callable[..., Any], args: Args, kwargs:
 
 def _call(batch: BatchRun, call: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
     batch.body_runs += 1
-    return call(*args, **kwargs)
+    returned = call(*args, **kwargs)
+    return _result_of(batch, returned) if isawaitable(returned) else returned
+
+
+def _result_of(batch: BatchRun, returned: Awaitable[Any]) -> Any:
+    """Await what a body has returned that is no ``async def``, such as a decorated one."""
+    try:
+        return run_awaitable(batch.task, returned)
+    except Exception as exc:
+        retry_all_automatically(batch.task, batch.unsettled(), exc)
+        raise
 
 
 def _record(batch: BatchRun, returned: Any) -> None:

@@ -15,7 +15,7 @@ from .body import body_of
 if TYPE_CHECKING:
     from ..task import Batches
 
-__all__ = ("retry_all", "retry_automatically", "retry_member")
+__all__ = ("retry_all", "retry_all_automatically", "retry_automatically", "retry_member")
 
 
 def retry_all(task: Batches, requests: Sequence[SimpleRequest], options: dict[str, Any]) -> Retry:
@@ -80,6 +80,27 @@ def retry_automatically(task: Batches, request: SimpleRequest, exc: BaseExceptio
         options["countdown"] = _backoff(task, request.retries)
     request.retry(exc=exc, **options)
     return True
+
+
+def retry_all_automatically(
+    task: Batches, requests: Sequence[SimpleRequest], exc: Exception
+) -> None:
+    """Retry requests if ``autoretry_for`` says so for an exception that Celery has not seen.
+
+    Arguments:
+        task: The batch task.
+        requests: The requests of the batch that have no outcome yet.
+        exc: The exception of an awaitable that the body has returned.
+
+    Raises:
+        celery.exceptions.Retry: If they are retried.
+    """
+    if is_bisected(task, exc, requests):
+        return
+    # The exception is the same for all of them, so all are retried or none.
+    if requests and all(retry_automatically(task, request, exc) for request in requests):
+        options = dict(getattr(task, "retry_kwargs", {}))
+        raise _reason(task, {"eta": None, "countdown": None, **options, "exc": exc}) from exc
 
 
 def _is_automatic(task: Batches, exc: BaseException | None) -> bool:

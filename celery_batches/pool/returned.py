@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import isasyncgen, iscoroutine, isgenerator
+from inspect import isasyncgen, isgenerator
 from typing import TYPE_CHECKING, Any
 
 from ..core.outcomes import Done
@@ -27,16 +27,13 @@ def check_returned(task: Batches, returned: Any) -> None:
     """Refuse a value which means that the body did not run.
 
     Raises:
-        TypeError: If it is a coroutine or a generator.
+        TypeError: If it is a generator.
     """
-    if iscoroutine(returned):
-        returned.close()  # Or Python would warn too.
-    elif not (isgenerator(returned) or isasyncgen(returned)):
-        return
-    raise TypeError(
-        f"Task {task.name!r}: the body returned a {type(returned).__name__}, so nothing of it has "
-        f"run. Make the body a plain function that does the work before it returns"
-    )
+    if isgenerator(returned) or isasyncgen(returned):
+        raise TypeError(
+            f"Task {task.name!r}: the body returned a {type(returned).__name__}, so nothing of it "
+            f"has run. Make the body a function that does the work before it returns"
+        )
 
 
 def record_returned(task: Batches, requests: Sequence[SimpleRequest], returned: Any) -> None:

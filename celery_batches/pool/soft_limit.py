@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import starmap
 from operator import length_hint
 from threading import current_thread, main_thread
 from types import FrameType, TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 __all__ = ("SoftLimit",)
 
 T = TypeVar("T")
+
+#: Takes the frame that Python runs, and returns whether it interrupts the body itself.
+Strike: TypeAlias = "Callable[[FrameType | None], bool]"
 
 #: The signal of the soft limit. Windows has none, and no soft limits either.
 SIGNAL = getattr(signal, "SIGUSR1", None)
@@ -40,6 +44,8 @@ class SoftLimit:
     _running: ClassVar[SoftLimit | None] = None
     #: Billiard's handler.
     _interrupt: ClassVar[Callable[[int, FrameType | None], Any] | None] = None
+    #: What interrupts the event loop that runs a body.
+    _strike: ClassVar[Strike | None] = None
 
     def __init__(self) -> None:
         self._has_ended = False
@@ -70,8 +76,29 @@ class SoftLimit:
     def _on_signal(cls, signum: int, frame: FrameType | None) -> None:
         running = cls._running
         is_over = running is not None and running.is_over(frame)
-        if cls._interrupt is not None and not is_over:
+        if cls._interrupt is None or is_over:
+            return
+        if cls._strike is None or not cls._strike(frame):
             cls._interrupt(signum, frame)
+
+    @classmethod
+    @contextmanager
+    def handing_to(cls, strike: Strike) -> Iterator[None]:
+        """Ask this function first when the limit is reached in the main thread.
+
+        Arguments:
+            strike: Returns False if the exception is to be raised in what runs.
+        """
+        if current_thread() is not main_thread():
+            yield
+            return
+        # A body may also be called in an ordinary task, which enters no batch.
+        cls._install()
+        outer, cls._strike = cls._strike, strike
+        try:
+            yield
+        finally:
+            cls._strike = outer
 
     def call(self, body: Callable[..., T], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T:
         """Call the body. When it has returned or raised, the limit interrupts nothing."""

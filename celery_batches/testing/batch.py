@@ -11,6 +11,7 @@ from celery.utils.nodenames import gethostname
 from kombu.utils.uuid import uuid
 
 from ..core.batch_info import FlushInfo
+from ..pool.async_body import check_eager
 from ..pool.run import BatchRun
 from ..request import SimpleRequest
 from ..task import Batches
@@ -77,11 +78,14 @@ def run_batch(
 
     Raises:
         TypeError: If the task is not a batch task, or a call is something else.
+        RuntimeError: If the body is async, and an event loop is running in this thread. Call
+            ``await asyncio.to_thread(run_batch, task, calls)`` there.
         Exception: What a handler of the task raises.
     """
     if not isinstance(task, Batches):
         raise TypeError(f"run_batch() runs batch tasks. {task!r} has another base than Batches")
     task = task.app.tasks[task.name]
+    check_eager(task)
     requests = [_as_request(task, call) for call in calls]
     batch = make_run(task, uuid(), requests, "manual")
     batch.run()

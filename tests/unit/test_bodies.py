@@ -11,9 +11,6 @@ from celery.exceptions import ImproperlyConfigured
 from celery_batches import Batches
 
 
-async def coroutine(requests: Any) -> None: ...
-
-
 def generator(requests: Any) -> Any:
     yield
 
@@ -28,19 +25,35 @@ def no_parameter() -> None: ...
 def only_keywords(*, requests: Any) -> None: ...
 
 
+async def async_without_parameter() -> None: ...
+
+
+class GeneratorObject:
+    #: Celery reads these of any body.
+    __name__ = "generator_object"
+    __annotations__: dict[str, Any] = {}
+
+    def __call__(self, requests: Any) -> Any:
+        yield
+
+
 GENERATOR = (
     "Task 'unit.bad': its body is a generator function, of which a call runs nothing. Take yield "
     "out of the body, and call request.mark_as_done(result) to give a request its result."
 )
 NO_PARAMETER = (
-    "Task 'unit.bad': its body takes no argument for the requests of a batch. Define it as def {}."
+    "Task 'unit.bad': its body takes no argument for the requests of a batch. Define it as {}."
 )
 REFUSED = {
-    "a coroutine": (coroutine, "call asyncio.run(work(requests)) in it."),
     "a generator": (generator, GENERATOR),
     "an asynchronous generator": (async_generator, GENERATOR),
-    "no parameter": (no_parameter, NO_PARAMETER.format("no_parameter(requests)")),
-    "no positional parameter": (only_keywords, NO_PARAMETER.format("only_keywords(requests)")),
+    "a callable object": (GeneratorObject(), GENERATOR),
+    "an async function without a parameter": (
+        async_without_parameter,
+        NO_PARAMETER.format("async def async_without_parameter(requests)"),
+    ),
+    "no parameter": (no_parameter, NO_PARAMETER.format("def no_parameter(requests)")),
+    "no positional parameter": (only_keywords, NO_PARAMETER.format("def only_keywords(requests)")),
 }
 
 
@@ -71,7 +84,7 @@ def test_a_body_of_a_class_is_checked(kind: str) -> None:
 
     bases = (Batches,) if kind == "run" else (type("Mixin", (), {"run": run}), Batches)
     own = {"run": run} if kind == "run" else {}
-    with pytest.raises(ImproperlyConfigured, match=r"Task 'unit\.Click': its body is a"):
+    with pytest.raises(ImproperlyConfigured, match=r"Task 'unit\.Click': its body is a generator"):
         type("Click", bases, {**own, "__module__": "unit"})
 
 

@@ -200,17 +200,13 @@ def test_what_is_no_list_of_results(
 
 @pytest.mark.parametrize("return_results", [True, False])
 def test_a_body_of_which_nothing_has_run(app: Any, return_results: bool) -> None:
-    """A plain function that returns a generator or a coroutine, as some decorators make it."""
-
-    async def work(requests: Any) -> None: ...
+    """A plain function that returns a generator, as some decorators make it."""
 
     async def stream(requests: Any) -> Any:
         yield
 
     world = World(app, return_results=return_results)
-    for number, (made, what) in enumerate(
-        [(numbers, "generator"), (work, "coroutine"), (stream, "async_generator")]
-    ):
+    for number, (made, what) in enumerate([(numbers, "generator"), (stream, "async_generator")]):
         body = world.define(lambda requests, made=made: made(requests), name=f"unit.n{number}")
         batch = run_batch(body, CALLS)
         assert batch.states == ["FAILURE"] * 3
