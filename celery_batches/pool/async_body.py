@@ -20,7 +20,7 @@ from .soft_limit import SoftLimit
 if TYPE_CHECKING:
     from ..task import Batches
 
-__all__ = ("check_eager", "run_awaitable", "synchronous")
+__all__ = ("check_eager", "has_running_loop", "run_awaitable", "synchronous")
 
 logger = get_logger(__name__)
 
@@ -45,7 +45,7 @@ def synchronous(task: Batches, body: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
         returned = body(*args, **kwargs)
-        if not isawaitable(returned) or _has_running_loop():
+        if not isawaitable(returned) or has_running_loop():
             return returned
         return run_awaitable(task, returned)
 
@@ -62,7 +62,8 @@ def check_eager(task: Batches) -> None:
         _check_thread(task)
 
 
-def _has_running_loop() -> bool:
+def has_running_loop() -> bool:
+    """Whether an event loop is running in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -97,7 +98,7 @@ async def _await(awaitable: Awaitable[Any]) -> Any:
 
 
 def _check_thread(task: Batches) -> None:
-    if _has_running_loop():
+    if has_running_loop():
         raise RuntimeError(
             f"Task {task.name!r}: its body is async, and an event loop is running in this thread "
             f"already. Use another thread, for example by "

@@ -10,12 +10,13 @@ from datetime import datetime
 from typing import Any
 
 from celery import Task
+from celery.app.task import Context
 from celery.exceptions import Retry
 
 from ..core.batch_info import BatchInfo
 from ..core.slot import slot_of
 from ..request import SimpleRequest
-from .context import acting_as, member_of
+from .context import acting_as, coroutine_context, member_of
 from .retries import retry_all, retry_member
 from .running import enclosing_batch, running_batch
 
@@ -37,6 +38,11 @@ class BodyMethods(Task):  # type: ignore[misc]  # celery is not typed
     """Overrides the methods that act on the current request, so that they act on a batch."""
 
     abstract = True
+
+    @property
+    def request(self) -> Context:
+        """The context of the current request. Coroutines of one thread may have different ones."""
+        return coroutine_context(self) or super().request
 
     @property
     def batch(self) -> BatchInfo:

@@ -11,6 +11,7 @@ from celery.utils.time import get_exponential_backoff_interval
 from ..request import SimpleRequest
 from .bisection import is_bisected
 from .body import body_of
+from .context import current_context
 
 if TYPE_CHECKING:
     from ..task import Batches
@@ -53,10 +54,12 @@ def retry_member(
 ) -> Retry:
     """Retry the one request that the body acts for, and return the ``Retry`` to raise.
 
-    The context manager of `context.acting_for_body` catches it.
+    The context manager of ``request.context()`` catches it.
     """
     request.retry(args, kwargs, **options)
-    reason = task.request_stack.top.batch_member_retry = _reason(task, options)
+    reason = _reason(task, options)
+    if context := current_context(task):
+        context.batch_member_retry = reason
     return reason
 
 

@@ -22,9 +22,10 @@ from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
 from ..request import SimpleRequest
 from .applied import Applied, Report
+from .async_body import has_running_loop
 from .beginning import begin_all, check_done_before, leave_out_duplicates
 from .body_runs import run_body
-from .context import acting_for_body, current_task
+from .context import acting_for_body, acting_in_coroutine, current_task
 from .exceptions import BodyEnd, raisable
 from .failure_log import log_own_failures
 from .handlers import Handlers
@@ -127,7 +128,8 @@ class BatchRun:
 
     def acting_as(self, request: SimpleRequest) -> AbstractContextManager[Context]:
         """Make a request the current request of the task, for the body."""
-        return acting_for_body(self.task, request)
+        act = acting_in_coroutine if has_running_loop() else acting_for_body
+        return act(self.task, request)
 
     def run(self) -> None:
         """Run the body once, inside the context and the signals of one task: the batch."""

@@ -10,6 +10,7 @@ from celery.utils.threads import LocalStack
 
 from ..core.slot import RunningBatch, slot_of
 from ..request import SimpleRequest
+from .context import current_context
 
 if TYPE_CHECKING:
     from ..task import Batches
@@ -68,7 +69,7 @@ def running_batch(task: Batches) -> RunningBatch[SimpleRequest] | None:
     """
     for batch in reversed(_stack.stack):
         if batch.task == task:
-            is_current = batch.context is None or batch.context is task.request_stack.top
+            is_current = batch.context is None or batch.context is current_context(task)
             return batch if is_current else None
     return None
 

@@ -460,6 +460,109 @@ def test_an_async_body_with_greenlets_fails(app: Any, monkeypatch: pytest.Monkey
     assert "Use another pool, such as threads" in str(batch.exception)
 
 
+async def turns(count: int) -> None:
+    """Let the others go on, so often."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_coroutines_act_for_different_requests_at_once(app: Any) -> None:
+    """``request.context()`` is for the asyncio task that enters it, and for what that starts."""
+    seen: list[tuple[str, str, str]] = []
+
+    async def look(request: Any) -> None:
+        await turns(2)
+        seen.append((request.id, current_task.request.id, "child"))
+
+    async def one(task: Any, request: Any, number: int) -> None:
+        with request.context() as context:
+            # They neither enter nor leave in any order of a stack.
+            await turns(3 - number)
+            assert task.request is context
+            seen.append((request.id, current_task.request.id, "in it"))
+            await asyncio.create_task(look(request))
+            await turns(number)
+            assert task.request.root_id == request.id
+        assert task.request.id not in IDS
+
+    async def body(self: Any, requests: Any) -> None:
+        batch = self.request.id
+        await asyncio.gather(*(one(self, *each[::-1]) for each in enumerate(requests)))
+        assert self.request.id == batch
+
+    batch = run_batch(make_task(app, body, bind=True), CALLS)
+    assert batch.exception is None
+    assert len(seen) == 6
+    assert all(id == current for id, current, _ in seen)
+
+
+def test_what_coroutines_call_for_a_request(app: Any) -> None:
+    """``self.retry()`` retries that request alone, and tasks that are sent have it as parent."""
+    world = World(app)
+    parents: list[Any] = []
+
+    def child(self: Any) -> None:
+        parents.append((self.request.parent_id, current_task.name))
+
+    sent = app.task(name="unit.child", bind=True)(child)
+
+    async def one(task: Any, request: Any) -> None:
+        with request.context():
+            await turns(2)
+            if request.id == IDS[1]:
+                task.retry(exc=OSError(), countdown=7)
+            sent.delay()
+            assert task.request.id == request.id
+            task.update_state(state="SEEN")
+            await turns(2)
+            request.mark_as_done(request.id)
+
+    async def body(self: Any, requests: Any) -> None:
+        await asyncio.gather(*(one(self, request) for request in requests))
+
+    world.define(body, bind=True)
+    world.run(None)
+    assert world.states == ["SUCCESS", "RETRY", "SUCCESS"]
+    assert parents == [(IDS[0], "unit.child"), (IDS[2], "unit.child")]
+
+
+def test_a_context_in_a_thread_of_a_coroutine(app: Any) -> None:
+    """A thread has no current request, until it enters that of one. Celery's stack is its own."""
+    seen: list[Any] = []
+
+    def work(task: Any, request: Any) -> None:
+        seen.append(task.request.id)
+        with request.context():
+            seen.append(task.request.id)
+
+    async def body(self: Any, requests: Any) -> None:
+        with requests[0].context():
+            await asyncio.to_thread(work, self, requests[1])
+            seen.append(self.request.id)
+
+    run_batch(make_task(app, body, bind=True), CALLS)
+    assert seen == [None, "id-1", "id-0"]
+
+
+def test_an_eager_call_of_the_same_task_in_a_context(app: Any) -> None:
+    """Its request is current while it runs, and then that of the coroutine again."""
+    seen: list[Any] = []
+
+    def plain_or_not(self: Any, requests: Any) -> Any:
+        if requests[0].args == ["inner"]:
+            seen.append((self.request.id, self.request.is_eager))
+            return None
+        return outer(self, requests)
+
+    async def outer(self: Any, requests: Any) -> None:
+        with requests[0].context():
+            self.apply(["inner"], task_id="inner")
+            seen.append(self.request.id)
+
+    run_batch(make_task(app, plain_or_not, bind=True), CALLS)
+    assert seen == [("inner", True), "id-0"]
+
+
 def test_batches_run_on_one_loop(app: Any) -> None:
     """It is kept: what waits for something at the end of a batch goes on in the next one."""
     tasks: list[asyncio.Task[Any]] = []

@@ -268,7 +268,7 @@ class Striking:
 
     FILES = (async_body.__file__, interruption.__file__, asyncio.base_events.__file__)
     #: Before these have ended there is no task: the limit ends them, as it does a plain body.
-    BEFORE = ("run", "run_awaitable", "_check_thread", "_has_running_loop")
+    BEFORE = ("run", "run_awaitable", "_check_thread", "has_running_loop")
 
     def __init__(self, at: int) -> None:
         self.at = at
