@@ -145,7 +145,7 @@ class Batches(BodyMethods, UnsupportedMethods):
         return check_flush_interval(self.name, self.flush_interval)
 
     def run(self, requests: list[SimpleRequest]) -> Any:
-        """Process the requests. Each batch task defines this body.
+        """Process the requests. Each batch task defines this body, which may be ``async``.
 
         Arguments:
             requests: The batch, in order of arrival.

@@ -68,6 +68,11 @@ class Click(Batches):
         return super().flush(requests)
 
 
+class Fetch(Batches):
+    async def run(self, requests: list[SimpleRequest]) -> list[int]:
+        return [len(request.args) for request in requests]
+
+
 class Upsert(Batches):
     flush_every = 1000
     flush_interval = 0.5

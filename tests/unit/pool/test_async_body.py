@@ -192,7 +192,10 @@ class AsyncCall(Batches):
 
 @pytest.mark.parametrize("base", [WithContext, AsyncCall])
 @pytest.mark.parametrize("options", [{}, {"autoretry_for": (OSError,)}], ids=["", "autoretry"])
-def test_an_overridden_call_is_around_the_body(app: Any, base: Any, options: Any) -> None:
+@pytest.mark.parametrize("is_decorated", [False, True])
+def test_an_overridden_call_is_around_the_body(
+    app: Any, base: Any, options: Any, is_decorated: bool
+) -> None:
     """Until the end of the coroutine."""
 
     async def body(self: Any, requests: Any) -> Any:
@@ -200,7 +203,8 @@ def test_an_overridden_call_is_around_the_body(app: Any, base: Any, options: Any
         assert self.is_inside
         return await double_all(requests)
 
-    task = make_task(app, body, base=base, bind=True, return_results=True, **options)
+    run = decorated(body) if is_decorated else body
+    task = make_task(app, run, base=base, bind=True, return_results=True, **options)
     assert run_batch(task, CALLS).results == [0, 2, 4]
     assert not task.is_inside
 
