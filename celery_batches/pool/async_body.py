@@ -146,8 +146,6 @@ def _end(loop: asyncio.AbstractEventLoop, running: asyncio.Task[Any]) -> None:
     # What has asked the loop to stop until now must not stop it in the next batch.
     loop.call_soon(loop.stop)
     loop.run_forever()
-    if not running.cancelled():
-        running.exception()  # Or asyncio would log it too.
 
 
 def _warn_of_left_tasks(task: Batches, left: set[asyncio.Task[Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_batches import Batches
 from celery_batches.pool import async_body
+from celery_batches.pool.running import running_batch
 from celery_batches.testing import make_request, run_batch
 from kit.log import messages
 from kit.messages import IDS
@@ -483,6 +485,7 @@ def test_coroutines_act_for_different_requests_at_once(app: Any) -> None:
             # They neither enter nor leave in any order of a stack.
             await turns(3 - number)
             assert task.request is context
+            assert running_batch(task) is None  # What acts on all requests acts on this one.
             seen.append((request.id, current_task.request.id, "in it"))
             await asyncio.create_task(look(request))
             await turns(number)
@@ -493,6 +496,7 @@ def test_coroutines_act_for_different_requests_at_once(app: Any) -> None:
         batch = self.request.id
         await asyncio.gather(*(one(self, *each[::-1]) for each in enumerate(requests)))
         assert self.request.id == batch
+        assert running_batch(self) is not None
 
     batch = run_batch(make_task(app, body, bind=True), CALLS)
     assert batch.exception is None
@@ -504,6 +508,7 @@ def test_what_coroutines_call_for_a_request(app: Any) -> None:
     """``self.retry()`` retries that request alone, and tasks that are sent have it as parent."""
     world = World(app)
     parents: list[Any] = []
+    states: list[Any] = []
 
     def child(self: Any) -> None:
         parents.append((self.request.parent_id, current_task.name))
@@ -517,7 +522,9 @@ def test_what_coroutines_call_for_a_request(app: Any) -> None:
                 task.retry(exc=OSError(), countdown=7)
             sent.delay()
             assert task.request.id == request.id
+            # Of this request only, as of an ordinary task.
             task.update_state(state="SEEN")
+            states.append(sorted(app.AsyncResult(id).state for id in IDS))
             await turns(2)
             request.mark_as_done(request.id)
 
@@ -528,6 +535,7 @@ def test_what_coroutines_call_for_a_request(app: Any) -> None:
     world.run(None)
     assert world.states == ["SUCCESS", "RETRY", "SUCCESS"]
     assert parents == [(IDS[0], "unit.child"), (IDS[2], "unit.child")]
+    assert states == [["PENDING", "PENDING", "SEEN"], ["PENDING", "SEEN", "SEEN"]]
 
 
 def test_a_context_in_a_thread_of_a_coroutine(app: Any) -> None:
@@ -619,7 +627,7 @@ def test_tasks_that_a_body_leaves_are_warned_of_once(app: Any, caplog: Any) -> N
 
 
 @pytest.mark.parametrize("who", ["the body", "its child"])
-def test_an_exit_leaves_a_loop_that_works(app: Any, who: str) -> None:
+def test_an_exit_leaves_a_loop_that_works(app: Any, who: str, caplog: Any) -> None:
     """The body is cancelled, its ``finally`` blocks run, and the next batch runs."""
     seen: list[str] = []
 
@@ -641,6 +649,8 @@ def test_an_exit_leaves_a_loop_that_works(app: Any, who: str) -> None:
     with pytest.raises(SystemExit):
         run_batch(task, CALLS)
     assert seen == ["finally"]
+    gc.collect()
+    assert ("asyncio" in {record.name for record in caplog.records}) == (who == "its child")
     other = make_task(app, double_all, name="unit.other", return_results=True)
     assert run_batch(other, CALLS).results == [0, 2, 4]
 

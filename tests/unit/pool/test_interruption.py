@@ -21,6 +21,7 @@ from kombu.utils.json import dumps
 from celery_batches import Batches
 from celery_batches.pool import async_body, interruption, trace
 from celery_batches.pool.event_loops import loop_of_thread
+from celery_batches.pool.interruption import Interruptible
 from celery_batches.pool.soft_limit import SIGNAL, SoftLimit
 from celery_batches.testing import run_batch
 from kit.requests import make_request
@@ -229,6 +230,61 @@ def test_the_limit_covers_all_halves(app: Any) -> None:
     assert runs == [2, 1]
 
 
+def test_a_limit_that_is_reached_as_the_body_ends(app: Any) -> None:
+    """It covers the halves that have not run yet, which do not run."""
+    runs: list[int] = []
+
+    async def body(requests: Any) -> None:
+        runs.append(len(requests))
+        if len(requests) == 2:
+            raise KeyError
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: strike())
+
+    assert run(make_task(app, body, bisect_on_failure=True)) == [True, True]
+    assert type(error(app)) is SoftTimeLimitExceeded
+    assert runs == [2, 1]
+
+
+def test_a_limit_that_is_reached_before_the_body_starts() -> None:
+    """It does not run."""
+    seen: list[str] = []
+
+    async def body() -> None:
+        seen.append("ran")
+
+    interruptible = Interruptible(body())
+    assert interruptible.strike(None)
+    task = interruptible.start(loop_of_thread(), "unit.click")
+    with pytest.raises(SoftTimeLimitExceeded):
+        loop_of_thread().run_until_complete(task)
+    assert seen == []
+
+
+def test_a_body_is_interrupted_once(app: Any) -> None:
+    """Also if something else has cancelled it at that moment. Then it may go on."""
+
+    async def body(requests: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def both(task: asyncio.Task[Any] = task) -> None:
+            task.cancel()
+            strike()
+
+        asyncio.get_running_loop().call_soon(both)
+        try:
+            await asyncio.sleep(600)
+        except SoftTimeLimitExceeded:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            for request in requests:
+                request.mark_as_done("saved")
+
+    assert run(make_task(app, body)) == [False, False]
+
+
 def test_an_eager_call_in_an_ordinary_task(app: Any) -> None:
     """The limit is then that of the ordinary task, and its exception that of the call."""
 
@@ -301,11 +357,16 @@ def test_no_moment_leaves_a_loop_that_does_not_work(
     app: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whichever instruction it strikes before: the batch ends, and so does its coroutine."""
+    seen: list[str] = []
 
     async def body(requests: Any) -> None:
-        await asyncio.sleep(0)
-        for request in requests:
-            request.mark_as_done()
+        try:
+            await asyncio.sleep(0)
+            for request in requests:
+                request.mark_as_done()
+        except GeneratorExit:
+            seen.append("left alone")
+            raise
 
     task = make_task(app, body)
     loop_of_thread()
@@ -320,3 +381,4 @@ def test_no_moment_leaves_a_loop_that_does_not_work(
         if failed[1]:
             assert type(error(app, f"{at}")) is SoftTimeLimitExceeded, at
         assert asyncio.all_tasks(loop_of_thread()) == set(), at
+        assert seen == [], at
