@@ -507,20 +507,15 @@ def test_coroutines_act_for_different_requests_at_once(app: Any) -> None:
 def test_what_coroutines_call_for_a_request(app: Any) -> None:
     """``self.retry()`` retries that request alone, and tasks that are sent have it as parent."""
     world = World(app)
-    parents: list[Any] = []
+    app.conf.task_always_eager = False
     states: list[Any] = []
-
-    def child(self: Any) -> None:
-        parents.append((self.request.parent_id, current_task.name))
-
-    sent = app.task(name="unit.child", bind=True)(child)
 
     async def one(task: Any, request: Any) -> None:
         with request.context():
             await turns(2)
             if request.id == IDS[1]:
                 task.retry(exc=OSError(), countdown=7)
-            sent.delay()
+            world.following.delay(1)
             assert task.request.id == request.id
             # Of this request only, as of an ordinary task.
             task.update_state(state="SEEN")
@@ -534,7 +529,8 @@ def test_what_coroutines_call_for_a_request(app: Any) -> None:
     world.define(body, bind=True)
     world.run(None)
     assert world.states == ["SUCCESS", "RETRY", "SUCCESS"]
-    assert parents == [(IDS[0], "unit.child"), (IDS[2], "unit.child")]
+    following = [sent for name, sent in world.sent if name == "unit.following"]
+    assert [sent["parent_id"] for sent in following] == [IDS[0], IDS[2]]
     assert states == [["PENDING", "PENDING", "SEEN"], ["PENDING", "SEEN", "SEEN"]]
 
 
