@@ -78,6 +78,7 @@ def server(monkeypatch):
         yield server
 
 
+@pytest.mark.redis
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_hundred_http_calls_at_once_on_connections_that_are_kept(pool, redis_url, deploy, server):
     """All requests of a batch are under way at once, and the next batch uses their connections."""
@@ -103,6 +104,7 @@ def pair(task):
     return [task.delay(i) for i in range(2)]
 
 
+@pytest.mark.redis
 def test_the_soft_time_limit_interrupts_an_async_body(redis_url, deploy):
     """While it waits, and while it blocks its loop. The process and its loop run the next batch."""
     site = deploy("async_app", redis_url, redis_url)
@@ -123,6 +125,7 @@ def test_the_soft_time_limit_interrupts_an_async_body(redis_url, deploy):
     assert site.messages_left() == 0
 
 
+@pytest.mark.redis
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_warm_shutdown_waits_for_an_async_body(pool, redis_url, deploy, server):
     """It finishes, its requests get their results, and then its loop is closed."""
@@ -143,6 +146,7 @@ def test_a_warm_shutdown_waits_for_an_async_body(pool, redis_url, deploy, server
     assert site.messages_left() == 0
 
 
+@pytest.mark.redis
 @pytest.mark.parametrize(
     "pool",
     [
