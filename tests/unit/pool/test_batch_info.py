@@ -236,3 +236,17 @@ def test_what_is_sent_is_plain(world: World) -> None:
     """It is pickled once for each batch."""
     assert pickle.loads(pickle.dumps(FLUSH)) == FLUSH
     assert replace(FLUSH, key=None).key is None
+
+
+def test_a_batch_inside_of_one_of_its_own_task(world: World) -> None:
+    """The innermost counts, and then the outer one again."""
+    seen: list[str] = []
+
+    def body(self: Any, requests: Any) -> None:
+        if self.batch.id == "batch":
+            self.apply((1,), task_id="inner")
+        seen.append(self.batch.id)
+
+    world.define(body, bind=True)
+    run(world)
+    assert seen == ["inner", "batch"]

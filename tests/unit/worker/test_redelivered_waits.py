@@ -30,6 +30,7 @@ def test_the_wait_goes_on_after_a_lost_connection(worker: Redelivering) -> None:
     assert worker.batches == []
     worker.advance(1)
     assert worker.batches == [("interval", ["id-0"])]
+    assert worker.consumer.sent[0].flush.waited == 30
 
 
 def test_what_has_waited_long_enough_is_flushed_at_once(worker: Redelivering) -> None:
