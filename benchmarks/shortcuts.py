@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "amqp_prefetch": ("rabbitmq-base",),
     "redis_acks": ("redis-base",),
     "bulk_results": ("redis-results",),
+    "hard_limit": ("redis-base",),
     "lean_promises": ("held", "rabbitmq-base"),
 }
 FIGURES = ("rate", "main_cpu", "child_cpu", "broker_cpu", "held")

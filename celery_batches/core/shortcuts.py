@@ -20,6 +20,7 @@ Shortcut = Literal[
     "amqp_prefetch",
     "amqp_reader",
     "bulk_results",
+    "hard_limit",
     "lean_promises",
     "redis_acks",
 ]

@@ -65,6 +65,9 @@ class RunningBatch(Protocol[R]):
     def update_state(self, request: R, state: str | None, meta: Any, **options: Any) -> None:
         """Store a custom state for a request."""
 
+    def note_end(self, request: R, outcome: Outcome) -> None:
+        """Note that this outcome of a request has been applied, but for its handlers."""
+
     def acting_as(self, request: R) -> AbstractContextManager[Any]:
         """Make a request the current request of the task."""
 

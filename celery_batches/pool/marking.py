@@ -135,6 +135,7 @@ class _Intercepted:
                 slot.replace(final)
             if final is not None:
                 slot.progress = Progress.COMPLETE
+                batch.note_end(request, final)
         return returned
 
     def _is_late(self, request: SimpleRequest) -> bool:

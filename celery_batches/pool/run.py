@@ -17,7 +17,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 
 from ..core.batch_info import BatchInfo, FlushInfo
-from ..core.outcomes import Failed, Retried, decide
+from ..core.outcomes import Failed, Outcome, Retried, decide
 from ..core.slot import OutcomeSlot, Progress, slot_of
 from ..errors import error_info
 from ..request import SimpleRequest
@@ -26,6 +26,7 @@ from .async_body import has_running_loop
 from .beginning import begin_all, check_done_before, leave_out_duplicates
 from .body_runs import run_body
 from .context import acting_for_body, acting_in_coroutine, current_task
+from .end_notes import NO_NOTES, EndNotes
 from .exceptions import BodyEnd, raisable
 from .failure_log import log_own_failures
 from .handlers import Handlers
@@ -68,6 +69,8 @@ class BatchRun:
 
     #: What the body may know of it.
     info: BatchInfo = field(init=False)
+    #: Where the requests that have ended are noted, for the case that the process is lost.
+    notes: EndNotes = NO_NOTES
     #: Has the soft time limit interrupt the body only. The caller enters it.
     soft_limit: SoftLimit = field(default_factory=SoftLimit)
     #: How the body has ended.
@@ -130,6 +133,10 @@ class BatchRun:
         """Make a request the current request of the task, for the body."""
         act = acting_in_coroutine if has_running_loop() else acting_for_body
         return act(self.task, request)
+
+    def note_end(self, request: SimpleRequest, outcome: Outcome) -> None:
+        """Note that this outcome of a request has been applied, but for its handlers."""
+        self.notes.note(request, outcome)
 
     def run(self) -> None:
         """Run the body once, inside the context and the signals of one task: the batch."""
@@ -214,6 +221,7 @@ class BatchRun:
     def _apply_outcomes(self) -> None:
         """Apply the outcome of each request whose outcome is not applied yet."""
         self.soft_limit.end()
+        self.notes.end_body()
         end_duplicates(self.duplicates)
         rest = self.requests[len(self.applied) :]
         recorded = [slot_of(request).close() for request in rest]
@@ -222,7 +230,9 @@ class BatchRun:
                 # A thread of the body that comes too late finds out.
                 slot_of(request).outcome = slot_of(request).outcome or self.end.outcome
         settlement = Settlement(
-            self.task, self.end, self.handlers, eager=self.eager, propagate=self.propagate
+            *(self.task, self.end, self.handlers, self.notes),
+            eager=self.eager,
+            propagate=self.propagate,
         )
         for applied in settlement.apply_all(rest, decide(recorded, default=self.end.outcome)):
             self.applied.append(applied)

@@ -35,6 +35,7 @@ from ..errors import call_live, pickleable
 from ..request import SimpleRequest
 from .applied import Applied
 from .continuations import has_continuations, sends_on_success
+from .end_notes import NO_NOTES, EndNotes
 from .exceptions import BodyEnd, ExceptionInfos
 from .handlers import Handlers
 from .store import store_done, store_failure, stores_errors, stores_results
@@ -55,6 +56,7 @@ class Settlement:
         task: The batch task.
         end: How the body has ended.
         handlers: The handlers of the task.
+        notes: Where each request is noted as soon as its outcome is applied, but for its handlers.
         eager: Whether the batch runs eagerly.
         propagate: Whether to raise errors instead of storing them.
     """
@@ -62,6 +64,7 @@ class Settlement:
     task: Batches
     end: BodyEnd
     handlers: Handlers
+    notes: EndNotes = NO_NOTES
     eager: bool = False
     propagate: bool = False
     #: The requests whose retries are exhausted, with their exceptions.
@@ -84,6 +87,7 @@ class Settlement:
         long, or end the process.
         """
         if not self.handlers and all(outcome is UNMARKED for outcome in outcomes):
+            self.notes.note_unmarked(len(requests))
             yield from map(self._unmarked, requests)
             return
         states = [self._bulk_state(*each) for each in zip(requests, outcomes, strict=True)]
@@ -92,10 +96,11 @@ class Settlement:
             if is_stored:
                 continues = has_continuations(request)
                 slot_of(request).progress = Progress.STORED if continues else Progress.COMPLETE
-        yield from map(self.apply, requests, self._store_done(requests, outcomes))
+        noted = self.notes.note_applied(self.task, requests, outcomes)
+        yield from map(self.apply, requests, self._store_done(requests, outcomes, noted))
 
     def _store_done(
-        self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome]
+        self, requests: Sequence[SimpleRequest], outcomes: Sequence[Outcome], noted: Sequence[int]
     ) -> list[Outcome]:
         """Store what is done and not stored yet. What cannot be stored has failed."""
         final = list(outcomes)
@@ -112,6 +117,9 @@ class Settlement:
                 if self.propagate:
                     raise
                 final[index] = Failed(pickleable(exc), "cannot end as done")
+            else:
+                if not noted[index]:
+                    self.notes.note(request, outcome)
         return final
 
     def _bulk_state(self, request: SimpleRequest, outcome: Outcome) -> State | None:
@@ -184,6 +192,7 @@ class Settlement:
                 logger.exception("Cannot store the failure of %r: %r", request, error)
                 # As for a task whose tracer raises, the main process stores it and tells of it.
                 return Applied(final, (True, self._infos.unstored(exc, einfo)))
+            self.notes.note(request, final)
         if exc is self.end.error:
             self.handlers.on_failure(request, exc, einfo)
         elif self.handlers or signals.task_failure.receivers:
@@ -222,6 +231,7 @@ class Settlement:
             final = self._infos.pickleable(error)
             self.exhausted.append((request, final))
             return self._failed(request, Failed(final))
+        self.notes.note(request, outcome)
         einfo = self._infos.retry(reason, exc)
         if not _is_complete(request) and stores_errors(self.task, request, eager=self.eager):
             try:

@@ -11,7 +11,9 @@ from kombu.utils.uuid import uuid
 
 from ..core.batch_info import FlushInfo
 from ..request import SimpleRequest
+from ..shared_memory import record_at
 from .applied import Report
+from .end_notes import EndNotes
 from .run import BatchRun
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ def trace_batch(
     hostname: str | None = None,
     body_args: tuple[Any, ...] | None = None,
     flush: FlushInfo | None = None,
+    record: int | None = None,
 ) -> tuple[bool, list[Report], float]:
     """Run one batch of the current app. The worker sends this function to its pool.
+
+    ``record`` is the start of its record in the shared memory, if it has one.
 
     Returns:
         Whether something other than the body failed, one report for each request in order, and the
@@ -43,6 +48,7 @@ def trace_batch(
         hostname=hostname or gethostname(),
         body_args=body_args,
         flush=flush or FlushInfo(),
+        notes=EndNotes(record_at(record, len(requests)), requests),
     )
     with batch.soft_limit:
         try:

@@ -46,10 +46,11 @@ class InlinePool:
 
         Arguments:
             target: The function that a pool would run.
-            args: Its arguments: the name of the task, and those of `make_run`.
+            args: Its arguments: the name of the task, those of `make_run`, and the record of the
+                batch, which is not used, since no process can be lost here.
             **options: The functions to call when the batch starts and ends. No time limit is kept.
         """
-        run = make_run(self._task, *args[1:])
+        run = make_run(self._task, *args[1:-1])
         options["accept_callback"](os.getpid(), time.monotonic())
         try:
             run.run()

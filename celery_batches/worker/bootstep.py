@@ -8,6 +8,7 @@ from celery import bootsteps
 from kombu.common import ignore_errors
 
 from ..core.shortcuts import enabled_shortcuts
+from ..shared_memory import open_memory
 from ..transports.amqp_prefetch import prefetch_sender
 from ..transports.amqp_reader import read_many
 from ..transports.consumer_timeout import consumer_timeout
@@ -46,6 +47,8 @@ class BatchesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is n
         """
         self._shortcuts = enabled_shortcuts(c.app.conf)
         consumer_timeout(c.app.conf)
+        # Celery starts its pool after it has made the steps of its consumer.
+        open_memory()
         super().__init__(c, **kwargs)
 
     def start(self, c: Consumer) -> None:

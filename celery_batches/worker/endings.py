@@ -9,16 +9,14 @@ The pool calls `on_accepted` when it starts the batch, and then
 Celery calls `terminate` when it has terminated or cancelled one of the requests. The other requests
 of the batch have lost their process then.
 
-A batch without reports may have requests that have ended. `stored_ends` finds them when the process
-has ended, and before any request is notified.
+A batch without reports may have requests that have ended. `lost_batch` reports them first.
 
 "The ways of ending" in ``docs/architecture.rst`` has the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -28,16 +26,15 @@ from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.request import Request
-from kombu.utils.uuid import uuid
 
 from ..compat import TIMEOUT_IS_FAILURE
 from ..errors import UnstoredFailure, error_info, exception_of
 from .acks import collect_acks
+from .hard_limit import HardLimit
+from .lost_batch import LostBatch, Requests
 from .member_request import MemberRequest, notify
 from .prefetch import Charge
-from .processes import TERM_SECONDS, end_process, wait_for_exit
 from .redeliveries import suspecting
-from .stored_ends import find_reports
 
 if TYPE_CHECKING:
     from ..task import Batches
@@ -46,10 +43,8 @@ __all__ = ("BatchEndings", "Requests")
 
 logger = get_logger(__name__)
 
-Requests = Sequence[MemberRequest]
 
-
-class BatchEndings:
+class BatchEndings(LostBatch):
     """A batch in the pool. It notifies its requests by the methods of Celery's ``Request``.
 
     Arguments:
@@ -59,22 +54,16 @@ class BatchEndings:
     """
 
     def __init__(self, task: Batches, requests: Requests, charge: Charge | None) -> None:
-        self.id: str = uuid()
-        self.task = task
-        self.requests = requests
+        super().__init__(task, requests)
         self._charge = charge
         self._lock = Lock()
         self._accepted = False
-        self._pid: int | None = None
         #: Whether its greenlet was killed, and whether Celery has terminated one of its requests.
         self._killed = self._terminated = False
-        #: Whether Celery is about to end its process, and whether a time limit has done so.
-        self._is_ending = self._is_over = False
         #: The handle that the pool has returned.
         self._result: ref[Any] | None = None
-
-    def __str__(self) -> str:
-        return f"Batch {self.task.name}[{self.id}]"
+        #: Its hard time limit, unless the pool sees to it alone.
+        self._limit: HardLimit | None = None
 
     @collect_acks()
     def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -82,6 +71,8 @@ class BatchEndings:
         with self._lock:
             self._accepted = True
         self._pid = pid
+        if self._limit is not None:
+            self._limit.start(self._on_limit)
         self._notify_each(lambda request: request.on_accepted(pid, time_accepted))
         if self._charge is not None and not self.task.acks_late:
             self._charge.refund()
@@ -97,9 +88,11 @@ class BatchEndings:
         """
         if isinstance(returned, ExceptionInfo):
             return self.on_failure(returned)
+        _, reports, runtime = returned
+        if reports is not None:
+            self._record.close()
         if not self.requests:
             return  # It was withdrawn, but the process had started it already.
-        _, reports, runtime = returned
         if reports is None:
             return self._on_killed()
         for request, (failed, retval) in zip(self.requests, reports, strict=True):
@@ -127,6 +120,9 @@ class BatchEndings:
             with suspecting(self.requests, is_lost=True):
                 self._on_lost(error_info(lost), self.requests)
         elif isinstance(exc, TimeLimitExceeded):
+            if self._limit is not None:
+                exc = TimeLimitExceeded(self._limit.seconds)
+                exc_info = error_info(exc)
             self._end_by_limit(exc)
             # The pool calls `on_timeout` next, which does the rest.
             with suspecting(self.requests, is_lost=False):
@@ -146,9 +142,9 @@ class BatchEndings:
 
     def terminate(self, signum: int) -> None:
         """Terminate the handle of the pool, after Celery has terminated or cancelled a request."""
-        result = None if self._result is None else self._result()
-        if result is not None:
-            result.terminate(signum)
+        handle = self._handle
+        if handle is not None:
+            handle.terminate(signum)
         self._terminated = True
         self._notify_after_kill()
 
@@ -221,6 +217,7 @@ class BatchEndings:
                 timeout,
             )
         else:
+            timeout = timeout if self._limit is None else self._limit.seconds
             self._end_by_limit(TimeLimitExceeded(timeout))
         for request in self._unreported():
             # For a soft limit, Celery's own method only logs.
@@ -229,57 +226,34 @@ class BatchEndings:
         if not soft:
             self._finish()
 
+    def _on_limit(self) -> None:
+        """Have the pool end the batch, unless its body has ended. The pool tells of that."""
+        handle, limit = self._handle, self._limit
+        if limit is None or handle is None:
+            return
+        if not self._record.has_body_ended:
+            limit.end(handle)
+            return
+        logger.warning(
+            "%s of %d requests: hard time limit (%ss) exceeded after its body. Until %ss, its "
+            "outcomes are still applied.",
+            *(self, len(self.requests), limit.seconds, limit.for_pool),
+        )
+
+    @property
+    def _handle(self) -> Any:
+        return None if self._result is None else self._result()
+
     def _is_any_ended(self) -> bool:
         return any(request.is_ended for request in self.requests)
-
-    @contextmanager
-    def ending_process(self, pid: int) -> Iterator[None]:
-        """Send a signal that may end the process, and report the requests that had ended."""
-        self._is_ending = True
-        yield
-        wait_for_exit(pid, TERM_SECONDS)
-        self._report_ended(self.requests, Terminated("its process was ended"))
-
-    def _end_by_limit(self, exc: TimeLimitExceeded) -> None:
-        """End the process of a batch that has reached its hard limit. Report what it had done."""
-        if self._is_over:
-            return
-        self._is_over = True
-        if self._pid is not None:
-            # The pool does so after it has called this. The process would store more until then.
-            end_process(self._pid)
-        self._report_ended(self.requests, exc)
-
-    @collect_acks()
-    def _report_ended(self, requests: Requests, reason: BaseException) -> list[MemberRequest]:
-        """Report the requests that have ended, and return the rest of them.
-
-        Call it when the process has ended, or will do nothing more.
-        """
-        rest = [request for request in requests if not request.is_reported]
-        try:
-            reports = find_reports(self.task, rest)
-        except Exception as exc:
-            logger.exception("%s: cannot find the requests that have ended: %r", self, exc)
-            return rest
-        for request in rest:
-            if request.id in reports:
-                notify(lambda one: one.report(*reports[one.id]), request, about=self)
-        ended = [request for request in rest if request.is_reported]
-        if ended:
-            logger.warning(
-                "Batch %s[%s]: %d of %d requests had ended before: %r",
-                *(self.task.name, self.id, len(ended), len(self.requests), reason),
-            )
-        return [request for request in rest if not request.is_reported]
-
-    def _unreported(self) -> list[MemberRequest]:
-        return [request for request in self.requests if not request.is_reported]
 
     def _notify_each(self, callback: Callable[[MemberRequest], None]) -> None:
         for request in self._unreported():
             notify(callback, request, about=self)
 
     def _finish(self) -> None:
+        self._record.leave(self._pid)
+        if self._limit is not None:
+            self._limit.cancel()
         if self._charge is not None:
             self._charge.finish()

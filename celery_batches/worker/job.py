@@ -19,8 +19,10 @@ from ..pool.trace import trace_batch
 from ..request import SimpleRequest
 from .acks import collect_acks
 from .body_args import BodyArguments
-from .endings import BatchEndings, Requests
-from .interfaces import Pool
+from .endings import BatchEndings
+from .hard_limit import HardLimit
+from .interfaces import Pool, Timer
+from .lost_batch import Requests
 from .member_request import SignalLog
 from .members import Members, take_members
 from .prefetch import Charge
@@ -46,6 +48,7 @@ class BatchJob(BatchEndings):
             whose connection is not lost, and releases the rest.
         charge: Its charge on the prefetch budget, if the counter has an allowance for batches.
         body_args: Positional arguments for the body. Defaults to the list of requests.
+        timer: The worker's timer, for the hard time limit. Without it, the pool sees to that alone.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class BatchJob(BatchEndings):
         still_ours: Callable[[Requests], Requests] | None = None,
         charge: Charge | None = None,
         body_args: BodyArguments | None = None,
+        timer: Timer | None = None,
     ) -> None:
         super().__init__(task, requests, charge)
         self.trigger = trigger
@@ -66,6 +70,7 @@ class BatchJob(BatchEndings):
         self.hostname = hostname
         self.body_args = body_args
         self._still_ours = still_ours
+        self._timer = timer
         #: The list that the pool holds while the batch waits there, unless the pool has processes.
         self._simple_requests: list[SimpleRequest] = []
 
@@ -131,19 +136,20 @@ class BatchJob(BatchEndings):
                 task.soft_time_limit or pool_options.get("soft_timeout"),
             )
         )
-        args = None if self.body_args is None else self.body_args.fit(simple_requests)
+        body_args = None if self.body_args is None else self.body_args.fit(simple_requests)
+        record = self._record.open(len(simple_requests))
+        if record is not None:
+            self._limit = HardLimit.of(pool, hard, self._timer)
+        sent = (self.id, simple_requests, self.trigger, self.hostname, body_args)
         return pool.apply_async(
             trace_batch,
-            args=(
-                *(task.name, self.id, simple_requests),
-                *(self.trigger, self.hostname, args, self.flush),
-            ),
+            args=(task.name, *sent, self.flush, record),
             accept_callback=self.on_accepted,
             timeout_callback=self.on_timeout,
             callback=self.on_success,
             error_callback=self.on_failure,
             soft_timeout=soft,
-            timeout=hard,
+            timeout=hard if self._limit is None else self._limit.for_pool,
             correlation_id=self.id,
         )
 

@@ -9,7 +9,7 @@ from time import monotonic, sleep
 
 from billiard import active_children
 
-__all__ = ("TERM_SECONDS", "end_process", "wait_for_exit")
+__all__ = ("TERM_SECONDS", "end_process", "is_child", "wait_for_exit")
 
 #: How long billiard waits after SIGTERM before it sends SIGKILL, in seconds.
 TERM_SECONDS = 0.1
@@ -23,7 +23,7 @@ def end_process(pid: int) -> None:
 
     Nothing is done if the pool has no such process, as with threads and greenlets.
     """
-    if not _is_child(pid):
+    if not is_child(pid):
         return
     _send(pid, signal.SIGTERM)
     if not _has_exited_within(pid, TERM_SECONDS):
@@ -33,7 +33,7 @@ def end_process(pid: int) -> None:
 
 def wait_for_exit(pid: int, seconds: float) -> None:
     """Wait until a process of the pool has ended, but not longer than so many seconds."""
-    if _is_child(pid):
+    if is_child(pid):
         _has_exited_within(pid, seconds)
 
 
@@ -53,7 +53,8 @@ def _has_exited_within(pid: int, seconds: float) -> bool:
     return True
 
 
-def _is_child(pid: int) -> bool:
+def is_child(pid: int) -> bool:
+    """Whether this is a process of the pool that has not ended."""
     return any(process.pid == pid for process in active_children())
 
 

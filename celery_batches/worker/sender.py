@@ -18,6 +18,7 @@ from celery.utils.log import get_logger
 
 from ..core.batch_info import FlushInfo
 from ..core.buffer import Batch
+from ..core.shortcuts import enabled_shortcuts
 from .accounting import Accounts
 from .body_args import BodyArguments
 from .clock import clock_of
@@ -64,6 +65,7 @@ class BatchSender:
         self._task = task
         self._consumer = consumer
         self._strategy = strategy
+        self._limits_body = "hard_limit" in enabled_shortcuts(task.app.conf)
         #: Shared with the next sender, since an override of `flush` may keep requests for longer.
         self.accounts: Accounts = old.accounts if old is not None else Accounts(task.name)
         #: The batches of this connection that run or wait in the pool, by id. Adding one and
@@ -137,6 +139,7 @@ class BatchSender:
             still_ours=self._still_ours if is_mixed else self._ours_unless_lost,
             charge=None if prefetch is None else prefetch.charge(len(members)),
             body_args=args,
+            timer=self._consumer.timer if self._limits_body else None,
         )
 
     def release_waiting(self) -> None:

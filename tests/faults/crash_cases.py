@@ -45,14 +45,17 @@ class Config:
         return ", ".join(options)
 
 
-#: Celery has no chords and no look-up with ``rpc://``, and this package no bulk results.
+#: With these, the worker cannot look up a result: it is in the queue of the caller, or ignored.
+#: Celery has no chords with them, and this package no bulk results.
+UNSTORED = ("rpc", "ignored")
+
 CONFIGS = tuple(
     Config(broker, backend, dedup, bulk)
-    for backend in ("redis", "database", "rpc")
+    for backend in ("redis", "database", *UNSTORED)
     for broker in ("rabbitmq", "redis")
     for dedup in (False, True)
     for bulk in (True, False)
-    if backend != "rpc" or not dedup
+    if backend not in UNSTORED or not dedup
 )
 
 #: Those of `few_cases`. Each worker takes seconds to start.
@@ -60,6 +63,7 @@ FEW_CONFIGS = (
     Config("rabbitmq", "redis", dedup=False, bulk=True),
     Config("redis", "redis", dedup=True, bulk=False),
     Config("redis", "database", dedup=False, bulk=True),
+    Config("rabbitmq", "ignored", dedup=False, bulk=True),
 )
 
 #: A mode and a configuration.
@@ -88,7 +92,7 @@ class Step:
     both: bool = True
     main: bool = False
     bulk: bool | None = None
-    backends: tuple[str, ...] = ("redis", "database", "rpc")
+    backends: tuple[str, ...] = ("redis", "database", *UNSTORED)
     acks: tuple[str, ...] = ACKS
     plain: str = ""
 
@@ -110,7 +114,7 @@ STEPS = (
     ),
     Step("link published", ("link",)),
     Step("next published", ("chain",)),
-    Step("state stored", bulk=False),
+    Step("state stored", bulk=False, backends=(*KEEPS, "rpc")),
     Step("chord part counted", ("chord",), nth=(2, SIZE), backends=KEEPS),
     # However a version of this package does it: a state, or a chord part.
     Step("written to Redis", ("chord",), nth=(1, 2, 3), backends=("redis",)),
@@ -188,6 +192,8 @@ class Case:
         """Return further losses of an ordinary task: where other calls of the batch are then."""
         # The first of them has no look-up, and the second has.
         config = FEW_CONFIGS[self.config.dedup and self.acks != "early"]
+        if self.config.backend in UNSTORED:
+            config = self.config
         control = replace(self.control(), nth=1, config=config)
         found = [replace(control, point="body returned", mode="plain")]
         published = PUBLISHED.get(self.mode)
@@ -227,7 +233,7 @@ def allowed(step: Step, way: str, configs: Sequence[Config]) -> list[Rest]:
         found += [
             (mode, config)
             for mode in step.modes
-            if not (mode == "chord" and config.backend == "rpc")
+            if not (mode == "chord" and config.backend in UNSTORED)
             and not (in_transit and mode not in SILENT)
         ]
     return found

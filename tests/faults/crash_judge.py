@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from celery import states
-from faults.crash_cases import Case
+from faults.crash_cases import UNSTORED, Case
 from faults.crash_run import Fate, Result
 
 #: What can be wrong, in the words of the table.
@@ -44,8 +44,12 @@ def _wrongs_of_call(case: Case, fate: Fate) -> set[str]:
         states.SUCCESS: case.mode in CONTINUED and not fate.continued,
         states.FAILURE: case.mode in CONTINUED + FAILING and not fate.failed,
     }
+    has_state = case.config.backend != "ignored"
+    if not has_state:
+        is_told = fate.failed or (fate.continued and succeeds)
+        is_lost[fate.state] = case.mode in CONTINUED + FAILING and not is_told
     wrongs = {
-        STUCK: fate.state not in states.READY_STATES,
+        STUCK: has_state and fate.state not in states.READY_STATES,
         LOST: is_lost.get(fate.state, False),
         TWICE: fate.runs > (2 if case.mode == "retry" else 1),
         BOTH: fate.continued and fate.failed,
@@ -92,4 +96,5 @@ class Judge:
 
 def _likeness(case: Case) -> object:
     config = case.config
-    return case.way, case.acks, config.dedup and case.acks != "early", config.backend == "rpc"
+    unstored = config.backend if config.backend in UNSTORED else ""
+    return case.way, case.acks, config.dedup and case.acks != "early", unstored

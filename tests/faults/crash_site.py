@@ -66,6 +66,7 @@ class CrashSite:
         options = options_for(urls[config.broker], url, f"crash-{uuid()}")
         options |= {
             "worker_deduplicate_successful_tasks": config.dedup,
+            "task_ignore_result": config.backend == "ignored",
             "batches_shortcuts": config.bulk,
             "worker_lost_wait": 0.1,
             "worker_cancel_long_running_tasks_on_connection_loss": False,

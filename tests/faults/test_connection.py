@@ -8,6 +8,8 @@ from faults.proxy import Proxy
 
 CUTS = 3
 
+GREEN = ("gevent", "eventlet")
+
 
 def wait_for(reports, event, wanted):
     """Wait until there are reports of that many different calls."""
@@ -27,6 +29,7 @@ def wait_for(reports, event, wanted):
         ("late", "threads"),
         ("early", "solo"),
         pytest.param("late", "gevent", marks=pytest.mark.gevent),
+        pytest.param("late", "eventlet", marks=pytest.mark.eventlet),
     ],
 )
 def test_a_connection_is_lost_while_the_buffer_is_part_filled(
@@ -34,8 +37,12 @@ def test_a_connection_is_lost_while_the_buffer_is_part_filled(
 ):
     if pool == "threads" and broker.startswith("amqp") and VERSION < (5, 7):
         pytest.skip("this Celery mixes up what its threads say on AMQP after a reconnect")
-    if pool == "gevent" and broker.startswith("amqp"):
-        pytest.skip("Celery may not consume again if a timer's write is first to meet the lost one")
+    options = []
+    if pool in GREEN and broker.startswith("amqp"):
+        # Celery's event `worker-heartbeat` may be the first to meet the lost connection. Its
+        # greenlet then goes on for ever on a channel that is closed, with the lock of all events,
+        # for which the consumer waits. So it is with ordinary tasks alone.
+        options.append("--without-heartbeat")
     # By default, Celery 5.7 does so too.
     site = deploy("faults_app", broker, worker_enable_prefetch_count_reduction=False)
     task = getattr(site.module, name)
@@ -44,7 +51,7 @@ def test_a_connection_is_lost_while_the_buffer_is_part_filled(
         # For the worker, not for the calls.
         monkeypatch.setenv("CELERY_BROKER_URL", proxy.url)
         site.module.app.conf.broker_url = broker
-        with site.worker(pool) as worker:
+        with site.worker(pool, *options) as worker:
             monkeypatch.delenv("CELERY_BROKER_URL")
             for cut in range(1, CUTS + 1):
                 # Two batches that are run at once, and four calls that wait in the buffer: unless
@@ -54,8 +61,7 @@ def test_a_connection_is_lost_while_the_buffer_is_part_filled(
                 wait_for(site.reports, "run", sent + 20)
                 # Redis forgets what is on the wire when a connection is cut: any task is lost then.
                 wait_for(site.reports, "received", sent + 24)
-                # All that has run is acknowledged. With greenlets on AMQP, Celery never consumes
-                # again if an acknowledgement is the first to meet the lost connection.
+                # All that has run is acknowledged.
                 waiting += site.wait_until_active(worker, 0, waiting=None)
                 assert proxy.cut() >= 1
                 worker.wait_for_log(r"Connected to ", cut + 1)

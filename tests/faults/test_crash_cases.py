@@ -65,6 +65,21 @@ def test_what_no_ordinary_task_suffers_is_worse(fate, wrong):
     assert worse(CASE, fate, WELL, fate) == set(), "an ordinary task is so at another step"
 
 
+@pytest.mark.parametrize(
+    ("fate", "wrong"),
+    [
+        (replace(WELL, state="PENDING"), set()),
+        (Fate(runs=1, failed=1), set()),
+        (Fate(runs=1), {LOST}),
+        (replace(WELL, state="PENDING", failed=1), {f"{BOTH} (PENDING)"}),
+    ],
+)
+def test_without_a_state_a_call_is_judged_by_what_it_has_told(fate, wrong):
+    well = replace(WELL, state="PENDING")
+    case = replace(CASE, config=replace(CONFIG, backend="ignored"))
+    assert worse(case, fate, well) == wrong
+
+
 def test_a_chord_that_waits_is_worse_than_one_that_ends():
     assert worse(replace(CASE, mode="chord"), WELL, chord="PENDING") == {CHORD_FORGOTTEN}
 

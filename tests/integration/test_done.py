@@ -223,6 +223,23 @@ def test_the_soft_time_limit_interrupts_nothing_after_the_body(site):
     assert site.messages_left() == 0
 
 
+def test_the_hard_time_limit_interrupts_nothing_after_the_body(site):
+    """The handler of each request takes longer than that. The log says so, once."""
+    gate = site.directory / "go"
+    os.mkfifo(gate)
+    with site.worker(concurrency=1) as worker:
+        calls = calls_of(site, site.module.unhurried)
+        worker.wait_for_log("hard time limit \\(1.5s\\) exceeded after its body. Until 3.0s")
+        opened = os.open(gate, os.O_RDWR)
+        assert [call.get(timeout=30) for call in calls] == ["done"] * 6
+        everything_sent_has_run(site, worker)
+    os.close(opened)
+    for call in calls:
+        assert heard(site, call) == ["ack", "link", "on_success", "task-succeeded"]
+    assert worker.text.count("exceeded after its body") == 1
+    assert site.messages_left() == 0
+
+
 @pytest.mark.gevent
 def test_a_greenlet_fails_only_what_is_not_done(redis_url, deploy):
     """Whether a time limit ends it, or the request of one of its members."""

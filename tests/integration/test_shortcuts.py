@@ -21,5 +21,5 @@ def test_a_setting_that_makes_no_sense_stops_the_worker(redis_url, deploy, capsy
     known = line.partition("names: ")[2].split(", ")
     assert known == [
         *("amqp_acks", "amqp_frames", "amqp_nack", "amqp_prefetch", "amqp_reader"),
-        *("bulk_results", "lean_promises", "redis_acks"),
+        *("bulk_results", "hard_limit", "lean_promises", "redis_acks"),
     ]

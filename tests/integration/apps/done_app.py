@@ -38,6 +38,9 @@ class Handlers:
             with open("die"):  # A FIFO: it opens when the test opens its end.
                 pass
             os.kill(os.getpid(), signal.SIGKILL)
+        elif self.at_success == "wait":
+            with open("go"):
+                pass
         elif self.at_success == "soft":
             os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -106,6 +109,7 @@ def interrupt(requests):
     hang()
 
 
+unhurried = app.task(name="unhurried", at_success="wait", time_limit=1.5, **SIX)(mark_all)
 softly = app.task(name="softly", at_success="soft", soft_time_limit=600, **SIX)(mark_all)
 interrupted = app.task(name="interrupted", **SIX)(interrupt)
 

@@ -18,10 +18,11 @@ def test_the_pool_gets_one_task(app: Any) -> None:
     """A batch is one task to the pool, under an id of its own, with all members in order."""
     world = RecordedJob(app)
     options = world.send()
-    name, batch_id, members, trigger, hostname, body_args, flush = options["args"]
+    name, batch_id, members, trigger, hostname, body_args, flush, record = options["args"]
     assert (name, batch_id, trigger, hostname) == ("unit.click", world.job.id, "size", "w@h")
     assert [member.id for member in members] == IDS
     assert (body_args, flush) == (None, None)
+    assert record is None or isinstance(record, int)
     assert options["correlation_id"] == world.job.id
     assert world.job.id not in IDS
 

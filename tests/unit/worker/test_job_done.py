@@ -12,6 +12,9 @@ import pytest
 from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 
+from celery_batches.core.end_record import End, EndRecord
+from celery_batches.errors import exception_of
+from celery_batches.worker import records
 from kit.jobs import RecordedJob
 from kit.messages import IDS
 from kit.pool import Pool, einfo_of
@@ -241,7 +244,7 @@ def test_the_process_has_ended_before_anyone_is_told(
     done = settled()
     order: list[str] = []
     monkeypatch.setattr(
-        "celery_batches.worker.endings.end_process", lambda pid: order.append(f"end {pid}")
+        "celery_batches.worker.lost_batch.end_process", lambda pid: order.append(f"end {pid}")
     )
     original = type(done.app.backend).mget
     monkeypatch.setattr(
@@ -267,8 +270,140 @@ def test_celery_does_not_look_again_for_each_of_them(
 
     monkeypatch.setattr(type(done.app.backend), "_get_task_meta_for", look)
     if away:
-        monkeypatch.setattr("celery_batches.worker.endings.find_reports", lambda *args: {})
+        monkeypatch.setattr("celery_batches.worker.lost_batch.find_reports", lambda *args: {})
     monkeypatch.setattr(done.app.backend, "store_result", lambda *args, **kwargs: None)
     lose(done)
     assert looked == []
     assert done.world.finished
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> bytearray:
+    """What the worker shares with its pool."""
+    memory = bytearray(200)
+    monkeypatch.setattr(records, "_records", records.Records(memory, 200))
+    return memory
+
+
+def noted(done: Done, memory: bytearray, *ends: End | int) -> None:
+    """Its process notes that its requests have ended so."""
+    record = EndRecord(memory, done.calls["args"][-1], 3)
+    record.begin()
+    record.note_from(0, bytes(ends))
+
+
+UNSTORED: list[dict[str, Any]] = [{"ignore_result": True, **options} for options in OPTIONS]
+
+
+@pytest.mark.parametrize("options", UNSTORED, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_noted_needs_no_result(
+    app: Any, memory: bytearray, monkeypatch: pytest.MonkeyPatch, way: Any, options: Any
+) -> None:
+    """Nobody looks for one, and only the rest hears of the end."""
+    done = Done(app, stored=(), **options)
+    monkeypatch.setattr("celery_batches.backends.state_lookup._Lookup", None)
+    noted(done, memory, End.DONE, End.FAILED, 0)
+    way(done)
+    world = done.world
+    assert world.ids_told("on_success") == ["id-0", "id-1"]
+    assert set(world.ids_told("on_failure")) <= {"id-1", "id-2"}
+    assert world.said[0] == ["ack"]
+    assert world.said[1] == (["reject"] if "acks_on_failure_or_timeout" in options else ["ack"])
+    assert set(done.errors) <= {"id-2"}
+    if world.said[2] != ["requeue"]:
+        assert done.errors == ["id-2"]
+    assert world.finished
+    assert world.released
+
+
+ENDS = [
+    (End.DONE, ["ack"]),
+    (End.FAILED, ["ack"]),
+    (End.RETRIED, ["ack"]),
+    (End.IGNORED, ["ack"]),
+    (End.REJECTED, ["reject"]),
+    (End.REQUEUED, ["requeue"]),
+]
+
+
+@pytest.mark.parametrize("stores", [False, True])
+@pytest.mark.parametrize(("end", "said"), ENDS)
+def test_each_end_is_told_as_what_it_is(
+    app: Any, memory: bytearray, end: End, said: list[str], stores: bool
+) -> None:
+    """Also if it was redelivered or retried before, where its state may be of an earlier run."""
+    header = {"retries": 1, "redelivered": True}
+    world = RecordedJob(app, acks_late=True, ignore_result=not stores, headers=[header] * 3)
+    calls = world.send()
+    calls["accept_callback"](7, 0.0)
+    record = EndRecord(memory, calls["args"][-1], 3)
+    record.begin()
+    record.note_from(0, bytes([end] * 3))
+    calls["error_callback"](einfo_of(WorkerLostError("signal 9")))
+    assert world.said == [said] * 3
+    assert [request.is_reported for request in world.requests] == [True] * 3
+    if end is not End.REJECTED:  # Celery 5.7 and newer store a failure then.
+        assert [app.AsyncResult(id).state for id in IDS] == ["PENDING"] * 3
+    assert world.finished
+
+
+def test_the_backend_says_what_the_result_is(app: Any, memory: bytearray) -> None:
+    done = Done(app, stored=("id-0", "id-1"))
+    noted(done, memory, End.DONE, End.FAILED, End.DONE)
+    lose(done)
+    reports = {told[1]: told[2] for told in done.world.told if told[0] == "on_success"}
+    assert reports["id-0"] == (False, "'result'", None)
+    assert isinstance(exception_of(reports["id-1"][1]), KeyError)
+    assert reports["id-2"] == (False, None, None)
+    assert done.errors == []
+
+
+def test_a_state_of_another_run_is_none_of_this(app: Any, memory: bytearray) -> None:
+    """The call was done once, is delivered again, and has failed."""
+    done = Done(app, stored=("id-0",))
+    noted(done, memory, End.FAILED, 0, 0)
+    lose(done)
+    reports = {told[1]: told[2] for told in done.world.told if told[0] == "on_success"}
+    assert list(reports) == ["id-0"]
+    assert "It had failed before its process was lost" in str(exception_of(reports["id-0"][1]))
+
+
+def test_a_stored_failure_that_is_not_noted_was_not_told(app: Any, memory: bytearray) -> None:
+    """Whatever was stored after it: a process notes a failure before it goes on to the next."""
+    done = Done(app, stored=("id-1", "id-0"))
+    noted(done, memory, End.DONE, 0, 0)
+    lose(done)
+    assert done.errors == ["id-1", "id-2"]
+    assert done.world.ids_told("on_success") == ["id-0"]
+
+
+def test_a_process_that_notes_nothing_leaves_all_to_the_backend(
+    app: Any, memory: bytearray
+) -> None:
+    """It was not forked, or it is the first of a batch that none has begun."""
+    done = Done(app)
+    lose(done)
+    assert done.world.ids_told("on_success") == ["id-0", "id-1"]
+    assert done.errors == ["id-2"]
+
+
+def test_terminating_one_that_is_noted(app: Any, memory: bytearray) -> None:
+    done = Done(app, stored=(), ignore_result=True, acks_late=True)
+    noted(done, memory, End.DONE, 0, 0)
+    worker_state.revoked.add("id-0")
+    done.world.requests[0].terminate(Pool(), "TERM")
+    done.calls["error_callback"](einfo_of(Terminated(15)))
+    assert done.world.ids_told("on_success") == ["id-0"]
+    assert "id-0" not in done.world.ids_told("on_failure")
+    assert done.errors == ["id-1", "id-2"]
+
+
+def test_a_record_goes_to_another_batch_when_this_one_is_reported(
+    app: Any, memory: bytearray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process lives on."""
+    monkeypatch.setattr(records, "is_child", lambda pid: True)
+    done = Done(app, stored=())
+    done.calls["callback"]((False, [(False, "None")] * 3, 0.1))
+    assert RecordedJob(app).send()["args"][-1] == done.calls["args"][-1]

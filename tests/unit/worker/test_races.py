@@ -202,7 +202,11 @@ def test_the_backend_is_told_once_of_a_request(task: Any) -> None:
     def play(decisions: Sequence[int]) -> Stage:
         stage = Stage(decisions, trace=[celery_batches.pool.marking])
         request = new_request()
-        slot = request.outcome_slot = OutcomeSlot(SimpleNamespace(task=task, eager=False))
+        noted: list[Outcome] = []
+        batch = SimpleNamespace(
+            task=task, eager=False, note_end=lambda request, outcome: noted.append(outcome)
+        )
+        slot = request.outcome_slot = OutcomeSlot(batch)
         written: list[Any] = []
 
         class Backend:
@@ -227,6 +231,7 @@ def test_the_backend_is_told_once_of_a_request(task: Any) -> None:
         match slot.outcome:
             case Done(result=value) | Failed(exc=value):
                 assert written == [value]
+                assert noted == [slot.outcome]
             case other:
                 raise AssertionError(other)
         return stage
