@@ -25,6 +25,7 @@ __all__ = (
     "has_prefetch_per_consumer",
     "is_pydantic",
     "publish",
+    "repr_levels",
 )
 
 #: In Celery 5.7 and newer, ``Request.on_timeout`` also calls handlers and sends the signal and the
@@ -79,3 +80,8 @@ def has_prefetch_per_consumer(consumer: Consumer) -> bool:
         return False
     is_enabled = consumer.app.conf.worker_detect_quorum_queues
     return bool(is_enabled and detect_quorum_queues(consumer.app, "amqp")[0])
+
+
+def repr_levels(app: Celery) -> int:
+    """Return how deep the text of arguments goes that a message has. Celery 5.7 has a setting."""
+    return int(app.conf.get("task_repr_maxlevels", 3))

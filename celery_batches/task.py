@@ -11,6 +11,7 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
+from .client.methods import SendingMethods
 from .definition import REMOVED, check_body, check_names, check_removed, may_be_async
 from .options import (
     FLUSH_EVERY,
@@ -41,7 +42,7 @@ __all__ = ("Batches",)
 BATCHES_STEP = "celery_batches.worker.bootstep:BatchesStep"
 
 
-class Batches(BodyMethods, UnsupportedMethods):
+class Batches(BodyMethods, SendingMethods, UnsupportedMethods):
     """Base class of tasks whose calls the worker buffers and runs together.
 
     The body takes one argument, a list with one `SimpleRequest` for each call::

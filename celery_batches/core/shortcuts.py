@@ -18,11 +18,14 @@ Shortcut = Literal[
     "amqp_frames",
     "amqp_nack",
     "amqp_prefetch",
+    "amqp_publish",
     "amqp_reader",
     "bulk_results",
     "hard_limit",
     "lean_promises",
+    "message_templates",
     "redis_acks",
+    "redis_publish",
 ]
 
 SHORTCUTS: frozenset[Shortcut] = frozenset(get_args(Shortcut))

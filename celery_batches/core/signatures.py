@@ -1,4 +1,4 @@
-"""Looks at the parameters of a function. Pure. Used wherever a task is."""
+"""Looks at a function: its parameters and its module. Pure. Used wherever a task is."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from inspect import (
 )
 from typing import Any
 
-__all__ = ("is_async", "is_generator", "required", "takes")
+__all__ = ("is_async", "is_generator", "module_of", "required", "takes")
 
 POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """Return the module whose code a function or method is, also if a wrapper names another."""
+    code_globals = getattr(getattr(function, "__func__", function), "__globals__", {})
+    return str(code_globals.get("__name__", ""))
 
 
 def takes(function: Callable[..., Any], count: int) -> bool:

@@ -1,0 +1,1 @@
+"""The sending side: many calls at once. Imports neither worker nor pool."""
