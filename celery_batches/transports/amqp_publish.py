@@ -73,8 +73,8 @@ def publish(channel: amqp.Channel, outgoing: Sequence[Outgoing], on_published: O
             _wait_for_answer(channel, outgoing[-1].options.get("timeout"))
             for position in range(len(outgoing)):
                 on_published(position)
-    except amqp.ChannelError:
-        raise  # RabbitMQ has closed the channel, and py-amqp has opened it again.
+    except (amqp.ChannelError, NotPublished):
+        raise  # The connection is sound. py-amqp opens again a channel that RabbitMQ has closed.
     except BaseException:
         # Part of a frame may be written, or an answer may be on its way.
         connection.collect()
