@@ -134,6 +134,48 @@ def test_without_bots_leaves_them_out_of_the_batch(load, caplog):
     assert "left out" not in caplog.text
 
 
+ROWS = [(f"name-{number}", str(number)) for number in range(250)]
+
+
+@pytest.fixture
+def csv_file(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("".join(f"{name},{value}\n" for name, value in ROWS))
+    return path
+
+
+def test_import_file_sends_a_call_for_each_line(load, csv_file):
+    """The worker gets them in batches of a hundred."""
+    example = load("import_file")
+    with running_worker(example.app) as runs:
+        example.import_file(csv_file)
+        for _ in range(3):
+            assert runs.get(timeout=DEADLINE) == (states.SUCCESS, None)
+    assert example.stored == ROWS
+
+
+def test_import_safely_goes_on_after_an_error(load, csv_file):
+    """What may not be sent is sent again under its id, and then the rest of the file."""
+    example = load("import_file")
+    task = example.store_row
+    ids, send = [], task.apply_async
+
+    def send_or_fail(args, kwargs, **options):
+        ids.append(options["task_id"])
+        if len(ids) == 100:
+            raise task.OperationalError("the connection is lost")
+        return send(args, kwargs, **options)
+
+    task.apply_async = send_or_fail
+    with running_worker(example.app) as runs:
+        example.import_safely(csv_file)
+        for _ in range(3):
+            assert runs.get(timeout=DEADLINE) == (states.SUCCESS, None)
+    assert example.stored == ROWS
+    assert ids[99] == ids[100]
+    assert len(set(ids)) == len(ROWS)
+
+
 def test_bulk_insert_writes_every_row_in_one_batch(load):
     """500 calls become 500 rows by one run of the body."""
     example = load("bulk_insert")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import cases
+import enqueue
 import processes
 import pytest
 import shortcuts
@@ -258,7 +259,9 @@ def test_a_shortcut_is_measured_in_turns_that_have_both():
 
 
 def test_each_shortcut_has_cases_in_which_it_is_measured():
-    assert set(shortcuts.CASES) == SHORTCUTS
+    # What a client does is measured by `enqueue.py`.
+    of_clients = enqueue.BULK | {"message_templates"}
+    assert set(shortcuts.CASES) | of_clients == SHORTCUTS
     for name in {case for names in shortcuts.CASES.values() for case in names}:
         case = shortcuts.find_case(name, 7)
         assert (case.name, case.messages, case.without) == (name, 7, "")
@@ -271,3 +274,13 @@ def test_returning_beside_marking() -> None:
     assert stages.ways([{"ways": {"Redis": timed}}]) == (
         "Redis: marked 2.00 µs, returned 3.00 µs, ratio 1.500 (median of 3 pairs 1.000)"
     )
+
+
+@pytest.mark.redis
+def test_each_way_to_send_is_measured(redis_url, monkeypatch, capsys):
+    """With a few calls; the queue is deleted."""
+    monkeypatch.setenv("TEST_REDIS_URL", redis_url)
+    assert enqueue.main(["--brokers", "redis", "--calls", "5", "--turns", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    found = [line.split("  ")[1].strip() for line in printed if line.startswith("redis")]
+    assert len(found) == 6

@@ -33,12 +33,13 @@ def test_results_are_waited_for_as_any(deployment: Any) -> None:
     assert not results.ready()
     for number, message in enumerate(deployment.take()):
         app.backend.store_result(message.headers["id"], number, "SUCCESS")
-    assert results.get(timeout=5) == [0, 1, 2]
-    assert results.successful()
     results.add(app.AsyncResult("other"))
     assert [result.id for result in results][3] == "other"
     assert len(results) == 4
     assert results == ResultSet(list(results), app=app)
+    app.backend.store_result("other", 3, "SUCCESS")
+    assert results.get(timeout=5) == [0, 1, 2, 3]
+    assert results.successful()
 
 
 @pytest.mark.parametrize("ignored", [True, False])

@@ -109,8 +109,8 @@ def test_each_of_many_is_sent_as_by_apply_async(
 ) -> None:
     """With an option for all calls, or for each of them."""
     deployment.app.conf.task_protocol = protocol
-    if protocol == 1 and option == "stamps":
-        pytest.skip("protocol 1 has none")
+    if protocol == 1 and option in ("stamps", "eta"):
+        pytest.skip("protocol 1 has no stamps and, in Celery 5.3, takes no text for a time")
     compare(deployment, OPTIONS[option])
 
 

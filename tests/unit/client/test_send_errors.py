@@ -54,7 +54,7 @@ BAD: dict[str, tuple[Any, type[Exception]]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("before", [0, 1, 2, 3, 4])
-def test_a_call_that_cannot_be_sent(deployment: Any, bad: str, before: int) -> None:
+def test_a_call_among_many_that_cannot_be_sent(deployment: Any, bad: str, before: int) -> None:
     """As in a loop: the calls before it are sent, it is not, and those after it are not taken."""
     call, cause = BAD[bad]
     calls = iter([*counted(before), call, *counted(2)])

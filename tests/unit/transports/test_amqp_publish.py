@@ -159,7 +159,7 @@ def test_a_write_that_breaks_off(rabbitmq: Broker) -> None:
 def test_check_finds_a_connection_that_is_closed(rabbitmq: Broker) -> None:
     amqp_publish.check(rabbitmq.channel)
     rabbitmq.channel.connection.transport.sock.shutdown(2)
-    with pytest.raises(OSError, match="closed|reset"):
+    with pytest.raises(OSError, match=r"closed|reset"):
         amqp_publish.check(rabbitmq.channel)
 
 
