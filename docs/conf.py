@@ -31,7 +31,16 @@ _foreign = sorted({"amqp", "billiard", "celery", "kombu", "vine", *sys.stdlib_mo
 nitpick_ignore_regex = [("py:.*", rf"({'|'.join(map(re.escape, _foreign))})(\..*)?")]
 # The package imports some of Celery's classes for type checkers only. Beside these, the signatures
 # show the names of classes without their modules.
-_for_types = ("Celery", "Consumer", "Context", "EagerResult", "Request", "ResultBase", "Signature")
+_for_types = (
+    "Celery",
+    "Consumer",
+    "Context",
+    "EagerResult",
+    "Request",
+    "ResultBase",
+    "ResultSet",
+    "Signature",
+)
 nitpick_ignore = [("py:class", name) for name in (*_for_types, "AbstractContextManager")]
 
 

@@ -26,7 +26,8 @@ TIMES = frozenset(("countdown", "eta", "expires"))
 #: Options with which Celery calls code of the caller.
 UNKNOWN = frozenset(("router", "result_cls"))
 
-#: Where backends define ``on_task_call`` without a use for the producer.
+#: Where backends define an ``on_task_call`` that messages do not depend on: Redis subscribes to the
+#: result, which it does anyway when somebody waits for it.
 KNOWN_BACKENDS = frozenset(("celery.backends.base", "celery.backends.redis"))
 
 

@@ -25,7 +25,7 @@ class SentIds:
     def __init__(self, task: Task, *, ignored: bool) -> None:
         self.task = task
         self.ignored = ignored
-        self._kind = type(task.AsyncResult(""))
+        self._kind: type[AsyncResult] = task.app.AsyncResult
         self._packed = bytearray()
         #: By position: ids that the caller has chosen, and results that are not those of the task.
         self._others: dict[int, str | AsyncResult] = {}

@@ -131,8 +131,6 @@ class MessageTemplate:
         if task.typing and (check_arguments := getattr(task, "__header__", None)):
             check_arguments(*(args or ()), **(kwargs or {}))
         body, options = self.make(args, kwargs, task_id)
-        if not self._ignored:
-            self._app.backend.on_task_call(self._collecting, task_id)
         Producer.publish(self._collecting, body, **options)
         if self._parent is not None and self._adds_to_parent:
             result = task.AsyncResult(task_id)

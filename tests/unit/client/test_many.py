@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import kombu
@@ -18,6 +19,7 @@ from celery_batches.client import senders
 from celery_batches.client.senders import LoopSender
 from celery_batches.client.template import MessageTemplate
 from celery_batches.core.shortcuts import SHORTCUTS
+from celery_batches.transports import amqp_publish, redis_publish
 from kit.sending import Deployment, ids_of
 
 CHUNKED = pytest.mark.parametrize(
@@ -303,6 +305,44 @@ def test_the_switches(deploy: Any, broker: str, loops: list[Any]) -> None:
     deployment.task.delay_many([(1,), (2,)])
     assert loops == [1, 2]
     assert [m.payload[0] for m in deployment.take()] == [[1], [2]] * 2
+
+
+@CHUNKED
+def test_a_channel_that_is_not_as_known(
+    deploy: Any, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kombu publishes each message of the chunk."""
+    module = redis_publish if broker == "redis" else amqp_publish
+    monkeypatch.setattr(module, "is_supported", lambda channel: False)
+    monkeypatch.setattr(module, "publish", None)
+    deployment = deploy(broker)
+    results = deployment.task.delay_many([(1,), (2,)])
+    assert ids_of(deployment.take()) == [result.id for result in results]
+
+
+@pytest.mark.redis
+def test_results_in_redis_are_subscribed_to_when_they_are_waited_for(redis_url: str) -> None:
+    """Those that are there before, and those that come while somebody waits."""
+    with Celery("unit", broker=redis_url, backend=redis_url) as own:
+        deployment = Deployment(own)
+        backend = own.backend
+        results = deployment.task.delay_many((number,) for number in range(20))
+        ids = ids_of(deployment.take())
+        assert not backend.result_consumer.subscribed_to
+        for number, task_id in enumerate(ids[:10]):
+            backend.store_result(task_id, number, "SUCCESS")
+        thread = Thread(target=store, args=(redis_url, ids[10:]))
+        thread.start()
+        assert results.get(timeout=20) == [*range(10), *ids[10:]]
+        thread.join()
+        results.forget()
+        deployment.close()
+
+
+def store(url: str, ids: list[str]) -> None:
+    with Celery("other", backend=url, set_as_current=False) as app:
+        for task_id in ids:
+            app.backend.store_result(task_id, task_id, "SUCCESS")
 
 
 @CHUNKED

@@ -197,6 +197,27 @@ def lose(channel: Any) -> None:
         channel.connection.transport.sock.shutdown(2)
 
 
+@CHUNKS
+def test_a_broker_that_goes_away_between_chunks(
+    deploy: Any, broker: str, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunk that was taken is not sent for sure. What was sent before stays sent."""
+    deployment = deploy(broker)
+    checks = iter([None, ConnectionError("gone"), None])
+
+    def check(channel: Any) -> None:
+        if error := next(checks):
+            raise error
+
+    monkeypatch.setattr(module, "check", check)
+    error = send(deployment.task, counted(9), retry=False)
+    assert isinstance(error, SendOperationalError)
+    assert (len(error.sent), error.uncertain) == (CHUNK, [])
+    assert numbers(error.unsent) == [3, 4, 5]
+    deployment.task.apply_async_many(error.unsent)
+    assert sent_numbers(deployment) == [0, 1, 2, 3, 4, 5]
+
+
 def forget_connections(app: Any) -> None:
     kombu.pools.reset()
     app.amqp._producer_pool = None
