@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from itertools import count
 from threading import Thread
 from typing import Any
 
@@ -21,6 +23,8 @@ from celery_batches.client.template import MessageTemplate
 from celery_batches.core.shortcuts import SHORTCUTS
 from celery_batches.transports import amqp_publish, redis_publish
 from kit.sending import Deployment, ids_of
+
+NOW = datetime(2101, 1, 1, tzinfo=timezone.utc)
 
 CHUNKED = pytest.mark.parametrize(
     "broker",
@@ -112,14 +116,16 @@ def connected(signal: Any, receiver: Callable[..., None]) -> Iterator[None]:
     signal.disconnect(receiver)
 
 
-def test_receivers_before_publishing(deployment: Any) -> None:
+@pytest.mark.parametrize("changes", [True, False])
+def test_receivers_before_publishing(deployment: Any, changes: bool) -> None:
     """Each call is announced, and a receiver may change its message."""
     seen: list[Any] = []
 
     def before(sender: Any, body: Any, headers: Any, properties: Any, **options: Any) -> None:
         seen.append((sender, body[0], sorted(options)))
-        headers["seen"] = headers["id"]
-        properties["priority"] = 3
+        if changes:
+            headers["seen"] = headers["id"]
+            properties["priority"] = 3
 
     with connected(signals.before_task_publish, before):
         for number in range(3):
@@ -128,8 +134,10 @@ def test_receivers_before_publishing(deployment: Any) -> None:
         results = deployment.task.delay_many((number,) for number in range(3))
     assert seen == control
     messages = deployment.take()
-    assert [message.headers["seen"] for message in messages][3:] == [r.id for r in results]
-    assert {message.properties["priority"] for message in messages} == {3}
+    assert ids_of(messages)[3:] == [result.id for result in results]
+    if changes:
+        assert [message.headers["seen"] for message in messages] == ids_of(messages)
+        assert {message.properties["priority"] for message in messages} == {3}
 
 
 def test_receivers_after_publishing(deployment: Any) -> None:
@@ -169,6 +177,30 @@ def test_events(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert published == control
     assert sum("task-sent" in text for text in published) == 3
     assert len(deployment.take()) == 6
+
+
+@pytest.mark.parametrize("option", ["countdown", "expires"])
+def test_times_count_from_each_call(
+    deployment: Any, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call has the time at which it is taken, however long the others take."""
+    header = "eta" if option == "countdown" else option
+    times = []
+    for is_loop in (True, False):
+        clock = count()
+        monkeypatch.setattr(
+            deployment.app, "now", lambda clock=clock: NOW + timedelta(minutes=next(clock))
+        )
+        if is_loop:
+            for number in range(3):
+                deployment.task.apply_async((number,), **{option: 6000})
+        else:
+            deployment.task.apply_async_many(
+                [((number,),) for number in range(3)], **{option: 6000}
+            )
+        times.append([message.headers[header] for message in deployment.take()])
+    assert times[0] == times[1]
+    assert len(set(times[0])) == 3
 
 
 # Calls from a body.
@@ -321,7 +353,9 @@ def test_a_channel_that_is_not_as_known(
 
 
 @pytest.mark.redis
-def test_results_in_redis_are_subscribed_to_when_they_are_waited_for(redis_url: str) -> None:
+def test_results_in_redis_are_subscribed_to_when_they_are_waited_for(
+    app: Any, redis_url: str
+) -> None:
     """Those that are there before, and those that come while somebody waits."""
     with Celery("unit", broker=redis_url, backend=redis_url) as own:
         deployment = Deployment(own)
