@@ -67,6 +67,8 @@ def test_the_package_as_it_is(copy: Path) -> None:
         ("backends/bulk.py", "from ..pool import log", "Imports point one way"),
         ("worker/limits.py", "from ..pool import log", "there is one edge"),
         ("worker/limits.py", "import amqp", "Only transports/ knows py-amqp"),
+        ("client/many.py", "import amqp", "Only transports/ knows py-amqp"),
+        ("client/many.py", "from ..pool import log", "The sending side knows nothing"),
         ("pool/run.py", "import redis", "Only backends/ knows redis-py"),
     ],
 )
