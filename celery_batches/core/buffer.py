@@ -211,17 +211,17 @@ class Buffer(Generic[T]):
 
     def _extend(self, facts: Facts) -> bool:
         """Have the next item join the batch that leaves next, and return whether that is full."""
-        size, weight, closing = self._size, self._weight, self._limits.closing
+        size, weight, limits = self._size, self._weight, self._limits
         if size:
-            for rule in closing:
-                if not rule.fits(size, weight, facts):
+            for rule in limits.joining:
+                if not rule.fits(weight, facts):
                     self._closed_by = rule.trigger
                     return True
         self._size = size = size + 1
         self._weight = weight = weight + facts.weight
-        for rule in closing:
-            if rule.is_full(size, weight):
-                self._closed_by = rule.trigger
+        for closing in limits.closing:
+            if closing.is_full(size, weight):
+                self._closed_by = closing.trigger
                 return True
         return False
 

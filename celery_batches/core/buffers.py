@@ -44,11 +44,12 @@ class Buffers(Generic[T]):
         "_by_age",
         "_by_wakeup",
         "_filling",
+        "_fresh",
         "_full",
         "_items",
         "_keys",
+        "_level_of",
         "_levels",
-        "_places",
         "_room",
         "_rules",
         "_turn",
@@ -57,9 +58,11 @@ class Buffers(Generic[T]):
     )
 
     def __init__(self, levels: Sequence[Limits]) -> None:
-        self._buffers: dict[tuple[Hashable, int], Buffer[T]] = {}
-        #: The place of each buffer in that.
-        self._places: dict[Buffer[T], tuple[Hashable, int]] = {}
+        #: The buffers of each level, by key.
+        self._buffers: list[dict[Hashable, Buffer[T]]] = [{} for _ in levels]
+        self._fresh = self._buffers[0]
+        #: The level of each buffer.
+        self._level_of: dict[Buffer[T], int] = {}
         #: How many buffers each key has.
         self._keys: dict[Hashable, int] = {}
         #: The buffers that have a full batch.
@@ -80,17 +83,17 @@ class Buffers(Generic[T]):
         return self._items
 
     def __iter__(self) -> Iterator[Buffer[T]]:
-        return iter(self._places)
+        return iter(self._level_of)
 
     @property
     def is_full(self) -> bool:
         """Whether there is a full batch at level 0."""
-        return any(not self._places[buffer][1] for buffer in self._full)
+        return any(not self._level_of[buffer] for buffer in self._full)
 
     @property
     def suspects(self) -> list[Buffer[T]]:
         """The buffers of the levels above 0."""
-        return [buffer for (_, level), buffer in self._buffers.items() if level]
+        return [buffer for buffers in self._buffers[1:] for buffer in buffers.values()]
 
     @property
     def room(self) -> float:
@@ -113,7 +116,7 @@ class Buffers(Generic[T]):
         """Use these limits from now on, also for what is buffered."""
         self._levels = tuple(levels)
         self._rules = (Keys(levels[0].flush_keys), Room(self._room))
-        for buffer, (_, level) in self._places.items():
+        for buffer, level in self._level_of.items():
             buffer.limits = self._levels[level]
             self._note(buffer)
 
@@ -125,7 +128,7 @@ class Buffers(Generic[T]):
         """
         self._items += 1
         self._filling += 1
-        buffer = self._buffers.get((facts.key, 0))
+        buffer = self._fresh.get(facts.key)
         if buffer is None:
             buffer = self._open(facts.key, 0)
             buffer.add(item, facts, now=now)
@@ -153,7 +156,7 @@ class Buffers(Generic[T]):
         """
         self._items += 1
         self._filling += not level
-        buffer = self._buffers.get((facts.key, level))
+        buffer = self._buffers[level].get(facts.key)
         if buffer is None:
             buffer = self._open(facts.key, level)
         buffer.insert(item, facts, arrival=arrival, now=now)
@@ -183,7 +186,7 @@ class Buffers(Generic[T]):
         buffer = ready.buffer
         batch = buffer.take(ready.trigger)
         self._items -= len(batch)
-        if not self._places[buffer][1]:
+        if not self._level_of[buffer]:
             self._filling -= len(batch)
         if buffer:
             self._turn += 1
@@ -195,8 +198,8 @@ class Buffers(Generic[T]):
 
     def discard(self) -> list[Buffered[T]]:
         """Empty all buffers and return their items, in the order of their arrival."""
-        waiting = [each for buffer in list(self._places) for each in buffer.discard()]
-        for buffer in list(self._places):
+        waiting = [each for buffer in list(self._level_of) for each in buffer.discard()]
+        for buffer in list(self._level_of):
             self._remove(buffer)
         self._items = self._filling = 0
         waiting.sort(key=attrgetter("arrival"))
@@ -204,8 +207,8 @@ class Buffers(Generic[T]):
 
     def _open(self, key: Hashable, level: int) -> Buffer[T]:
         buffer: Buffer[T] = Buffer(self._levels[level], key)
-        self._buffers[key, level] = buffer
-        self._places[buffer] = (key, level)
+        self._buffers[level][key] = buffer
+        self._level_of[buffer] = level
         self._keys[key] = self._keys.get(key, 0) + 1
         self.filling += not level
         return buffer
@@ -215,10 +218,10 @@ class Buffers(Generic[T]):
         return self._turns.get(buffer, 0), buffer.oldest
 
     def _remove(self, buffer: Buffer[T]) -> None:
-        key, level = self._places.pop(buffer)
+        key, level = buffer.key, self._level_of.pop(buffer)
         self._full.pop(buffer, None)
         self._turns.pop(buffer, None)
-        del self._buffers[key, level]
+        del self._buffers[level][key]
         self.filling -= not level
         self._keys[key] -= 1
         if not self._keys[key]:
@@ -230,6 +233,6 @@ class Buffers(Generic[T]):
             self._full.setdefault(buffer)
         else:
             self._full.pop(buffer, None)
-        alive = len(self._places)
+        alive = len(self._level_of)
         self._by_wakeup.add(buffer, alive=alive)
         self._by_age.add(buffer, alive=alive)

@@ -2,8 +2,8 @@
 
 A buffer asks its rules. Each rule answers what it has a say in:
 
-* `ClosingRule.fits`: may a request join the batch that fills, or is that one flushed first?
-* `ClosingRule.is_full`: is the batch flushed now?
+* `JoinRule.fits`: may a request join the batch that fills, or is that one flushed first?
+* `FullRule.is_full`: is the batch flushed now?
 * `TimeRule.wakes_at`: when is what waits flushed, even if nothing else happens?
 * `WindowRule.is_over`: must one of all buffers be flushed, since they hold too much?
 
@@ -21,11 +21,12 @@ __all__ = (
     "EXPIRY_MARGIN_SECONDS",
     "FLUSH_KEYS",
     "NOTHING",
-    "ClosingRule",
     "Expiry",
     "Facts",
+    "FullRule",
     "Idle",
     "Interval",
+    "JoinRule",
     "Keys",
     "Limits",
     "Room",
@@ -90,24 +91,30 @@ class Waiting(Protocol):
         """The earliest `Facts.flush_by`."""
 
 
-class ClosingRule:
-    """Says when a batch takes no more requests."""
+class FullRule:
+    """Says when a batch is full."""
 
     __slots__ = ()
 
     trigger: ClassVar[Trigger]
-
-    def fits(self, size: int, weight: float, facts: Facts) -> bool:
-        """Whether a request may join a batch of that size and weight, which is not empty."""
-        return True
 
     def is_full(self, size: int, weight: float) -> bool:
         """Whether a batch of that size and weight is flushed now."""
         raise NotImplementedError
 
 
+class JoinRule(FullRule):
+    """Says also which requests may join a batch."""
+
+    __slots__ = ()
+
+    def fits(self, weight: float, facts: Facts) -> bool:
+        """Whether a request may join a batch of that weight, which is not empty."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class Size(ClosingRule):
+class Size(FullRule):
     """At most so many requests."""
 
     trigger: ClassVar[Trigger] = "size"
@@ -119,13 +126,13 @@ class Size(ClosingRule):
 
 
 @dataclass(frozen=True, slots=True)
-class Weight(ClosingRule):
+class Weight(JoinRule):
     """At most so much weight. A request that is heavier is alone in its batch."""
 
     trigger: ClassVar[Trigger] = "weight"
     most: float
 
-    def fits(self, size: int, weight: float, facts: Facts) -> bool:
+    def fits(self, weight: float, facts: Facts) -> bool:
         """Whether the batch stays within the weight."""
         return weight + facts.weight <= self.most
 
@@ -227,6 +234,7 @@ class Limits:
         flush_idle: Seconds without another item after which a batch is flushed, or None.
         flush_max_weight: The most weight of a batch, more than 0, or None.
         flush_keys: The most keys that are buffered at a time, at least 1.
+        joining: The rules that say which requests may join a batch.
         closing: The rules that say when a batch is full.
         timing: The rules that say when it is due. The first of those that agree is the trigger.
     """
@@ -236,15 +244,17 @@ class Limits:
     flush_idle: float | None = None
     flush_max_weight: float | None = None
     flush_keys: int = FLUSH_KEYS
-    closing: tuple[ClosingRule, ...] = field(init=False, compare=False, repr=False)
+    joining: tuple[JoinRule, ...] = field(init=False, compare=False, repr=False)
+    closing: tuple[FullRule, ...] = field(init=False, compare=False, repr=False)
     timing: tuple[TimeRule, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        closing: list[ClosingRule] = [Size(self.flush_every)]
-        if self.flush_max_weight is not None:
-            closing.append(Weight(self.flush_max_weight))
+        most = self.flush_max_weight
+        joining = () if most is None else (Weight(most),)
+        closing = (Size(self.flush_every), *joining)
         timing: list[TimeRule] = [Interval(self.flush_interval), Expiry()]
         if self.flush_idle is not None:
             timing.append(Idle(self.flush_idle))
-        object.__setattr__(self, "closing", tuple(closing))
+        object.__setattr__(self, "joining", joining)
+        object.__setattr__(self, "closing", closing)
         object.__setattr__(self, "timing", tuple(timing))

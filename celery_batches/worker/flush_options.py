@@ -77,7 +77,7 @@ class FlushOptions:
         last: The options that were read for the task on an earlier connection.
     """
 
-    __slots__ = ("_task", "_values", "good", "limits", "measures", "refused")
+    __slots__ = ("_task", "_values", "good", "has_measures", "limits", "measures", "refused")
 
     def __init__(self, task: Batches, last: FlushOptions | None = None) -> None:
         self._task = task
@@ -87,6 +87,8 @@ class FlushOptions:
         self.good: dict[str, Any] = dict(DEFAULTS if last is None else last.good)
         self.limits: Limits = _limits(self.good)
         self.measures: Measures = self._measures()
+        #: Whether requests have a key or a weight.
+        self.has_measures: bool = self.measures.any
         #: The last logged reason for each option.
         self.refused: dict[str, str] = {} if last is None else last.refused
         self.read()
@@ -121,6 +123,7 @@ class FlushOptions:
             self.limits = limits
         if any(good[option] != last[option] for option in MEASURED):
             self.measures = self._measures()
+            self.has_measures = self.measures.any
 
     def _check(self, option: str, value: Any) -> Any:
         """Return the value to use for an option."""

@@ -65,9 +65,9 @@ class Measures:
         return cls(task.name, _key_measure(task, key), _weight_measure(weight), most)
 
     @property
-    def are_off(self) -> bool:
-        """Whether there is nothing to measure, but when a request expires."""
-        return self.key is None and self.weight is None
+    def any(self) -> bool:
+        """Whether there is anything to measure, beside when a request expires."""
+        return self.key is not None or self.weight is not None
 
     def facts(self, request: MemberRequest, *, now: float) -> Facts:
         """Return what the rules need to know of a request.

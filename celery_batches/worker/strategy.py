@@ -133,10 +133,12 @@ class BatchStrategy:
         limits = self.options.read()  # Outside of the lock, since a property runs code of the user.
         if limits is not self._pending.limits:
             self._change(limits)
-        needs_facts = request.expires is not None or not self.options.measures.are_off
-        facts = self._facts(request) if needs_facts else NOTHING
-        if facts is None:
-            return
+        facts = NOTHING
+        if self.options.has_measures or request.expires is not None:
+            measured = self._facts(request)
+            if measured is None:
+                return
+            facts = measured
         may_be_known = bool(self._remembered or request.delivery_info.get("redelivered"))
         acks_late = may_be_known and bool(self.task.acks_late)
         with self._lock:
