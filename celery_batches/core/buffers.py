@@ -135,12 +135,11 @@ class Buffers(Generic[T]):
             self._note(buffer)
             return True
         is_earlier = facts.flush_by < buffer.flush_by
-        if buffer.add(item, facts, now=now):
-            self._full.setdefault(buffer)
-            return True
-        if is_earlier:
+        is_full = buffer.add(item, facts, now=now)
+        if is_full or is_earlier:
             self._note(buffer)
-        return is_earlier or self._filling >= self._room
+            return True
+        return self._filling >= self._room
 
     def insert(
         self, item: T, facts: Facts = NOTHING, *, arrival: float, now: float, level: int = 0
