@@ -14,6 +14,7 @@ from numbers import Real
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
 from ..core.keys import keyword_argument, plain_function
@@ -95,6 +96,8 @@ class Measures:
         """Log what an option raises."""
         try:
             yield
+        except (Ignore, Reject):
+            raise
         except Exception as exc:
             logger.error(FAILED, self.task_name, option, request.id, exc, exc_info=True)
             raise
