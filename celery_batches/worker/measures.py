@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isfinite, nan
 from numbers import Real
-from time import time
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject
@@ -21,6 +20,7 @@ from ..core.keys import keyword_argument, plain_function
 from ..core.rules import Facts, flush_before
 from ..request import SimpleRequest
 from ..transports.message_size import received_size
+from .clock import Clock
 from .member_request import MemberRequest
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ class Measures:
         """Whether there is anything to measure, beside when a request expires."""
         return self.key is not None or self.weight is not None
 
-    def facts(self, request: MemberRequest, *, now: float) -> Facts:
+    def facts(self, request: MemberRequest, clock: Clock) -> Facts:
         """Return what the rules need to know of a request.
 
         Arguments:
             request: The request.
-            now: The time of the monotonic clock.
+            clock: The clock of the worker.
 
         Raises:
             Exception: What a function raises, or that it has returned what cannot be used.
@@ -89,7 +89,7 @@ class Measures:
                 weight = _as_weight(self.weight(request))
             if weight > self.max_weight:
                 logger.warning(TOO_HEAVY, self.task_name, request.id, weight, self.max_weight)
-        return Facts(key, weight, _flush_by(request, now))
+        return Facts(key, weight, _flush_by(request, clock))
 
     @contextmanager
     def _logging(self, option: str, request: MemberRequest) -> Iterator[None]:
@@ -149,7 +149,8 @@ def _as_weight(weight: Any) -> float:
     )
 
 
-def _flush_by(request: MemberRequest, now: float) -> float:
+def _flush_by(request: MemberRequest, clock: Clock) -> float:
     if request.expires is None:
         return inf
-    return flush_before(now + request.expires.timestamp() - time(), now=now)
+    now = clock.monotonic()
+    return flush_before(now + request.expires.timestamp() - clock.time(), now=now)

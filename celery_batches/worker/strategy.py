@@ -67,7 +67,8 @@ class BatchStrategy:
         self.task = task
         self.consumer = consumer
         self.connection = consumer.connection
-        self._monotonic = monotonic = clock_of(consumer).monotonic
+        self._clock = clock_of(consumer)
+        self._monotonic = monotonic = self._clock.monotonic
         shortcuts = enabled_shortcuts(app.conf)
         self._nacks = "amqp_nack" in shortcuts
         self.options: FlushOptions = FlushOptions(task, None if old is None else old.options)
@@ -164,7 +165,7 @@ class BatchStrategy:
     def _facts(self, request: MemberRequest) -> Facts | None:
         """Return what the rules need to know of a request, or None if it has ended."""
         try:
-            return self.options.measures.facts(request, now=self._monotonic())
+            return self.options.measures.facts(request, self._clock)
         except Exception as exc:
             if self.lost is None:
                 self.sender.accounts.fail([request], exc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -34,8 +34,8 @@ def keys_of(worker: BatchWorker) -> list[tuple[str, list[Any]]]:
     return [(j.trigger, [r.kwargs["account"] for r in j.requests]) for j in worker.consumer.sent]
 
 
-def expires_in(seconds: float) -> datetime:
-    return datetime.now(timezone.utc) + timedelta(seconds=seconds)
+def after(worker: BatchWorker, seconds: float) -> datetime:
+    return worker.clock.utc + timedelta(seconds=seconds)
 
 
 def test_a_batch_has_one_key(make: Any) -> None:
@@ -82,7 +82,7 @@ def test_a_requeued_request_joins_its_key(app: Any, clock: Clock) -> None:
 def test_a_request_whose_eta_has_come_joins_its_key(make: Any) -> None:
     worker = make(flush_key="account")
     send(worker, "a", "b")
-    send(worker, "a", eta=expires_in(5))
+    send(worker, "a", eta=after(worker, 5))
     ((_, entry), *_) = [
         (e.eta, e) for e in worker.timer.armed if e.fun != worker.strategy._on_timer
     ]
@@ -152,7 +152,7 @@ def test_a_batch_leaves_before_one_of_its_requests_expires(make: Any) -> None:
     """A second before, with all that wait."""
     worker = make(flush_every=99)
     worker.send()
-    worker.send(expires=expires_in(5))
+    worker.send(expires=after(worker, 5))
     worker.send()
     worker.advance(3.9)
     assert worker.batches == []
@@ -164,7 +164,7 @@ def test_requests_that_expire_soon_still_share_batches(make: Any) -> None:
     """One that has less than two seconds left waits for half of that."""
     worker = make(flush_every=10)
     for _ in range(25):
-        worker.send(expires=expires_in(1))
+        worker.send(expires=after(worker, 1))
         worker.advance(0.01)
     assert [(trigger, len(ids)) for trigger, ids in worker.batches] == [("size", 10), ("size", 10)]
     worker.advance(0.45)
@@ -173,7 +173,7 @@ def test_requests_that_expire_soon_still_share_batches(make: Any) -> None:
 
 def test_what_expires_late_does_not_hurry(make: Any) -> None:
     worker = make(flush_every=99)
-    worker.send(expires=expires_in(3600))
+    worker.send(expires=after(worker, 3600))
     worker.advance(10)
     assert [trigger for trigger, _ in worker.batches] == ["interval"]
 
