@@ -72,7 +72,6 @@ def test_a_batch_has_so_many_bytes_at_most(broker, deploy):
         plain = worker.wait_for_batches(8)
         send(site, "by_weight", keys[9:], compression="gzip")
         packed = worker.wait_for_batches(20)[2:]
-        site.wait_until_active(worker, 0)
     assert [(batch["trigger"], batch["size"]) for batch in plain] == [("weight", "4")] * 2
     assert {batch["trigger"] for batch in packed} == {"weight"}
     assert all(6 <= int(batch["size"]) <= 9 for batch in packed)
