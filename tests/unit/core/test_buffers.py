@@ -370,16 +370,29 @@ def test_one_key_too_many_flushes_the_one_that_waits_longest() -> None:
 
 def test_a_million_keys_leave_nothing_behind() -> None:
     """What is remembered does not grow with the keys that have been there."""
-    buffers: Buffers[int] = Buffers([Limits(9, 1e6, flush_idle=1e5, flush_keys=10)])
+    buffers: Buffers[int] = Buffers([Limits(2, 1e6, flush_idle=1e5, flush_keys=10)])
     for key in range(10_000):
-        buffers.add(key, Facts(key), now=key)
+        for _ in range(3):
+            buffers.add(key, Facts(key), now=key)
         drain(buffers, key)
     assert len(buffers) == buffers.filling == len(list(buffers)) == 10
-    for schedule in (buffers._by_wakeup, buffers._by_age):
-        assert len(schedule._heap) < 200
+    assert len(buffers._turns) == len(buffers._keys) == 10
     drain(buffers, 1e9)
     assert not buffers._keys
     assert not buffers._turns
+
+
+def test_a_million_batches_beside_one_that_waits_leave_nothing_behind() -> None:
+    """What comes after the first wakeup is not looked at, and yet does not pile up."""
+    buffers: Buffers[int] = Buffers([Limits(2, 1e6)])
+    buffers.add(0, Facts("waits"), now=0)
+    for now in range(10_000):
+        for _ in range(2):
+            buffers.add(now, Facts(now), now=now)
+        drain(buffers, now)
+    assert len(buffers) == 1
+    for schedule in (buffers._by_wakeup, buffers._by_age):
+        assert len(schedule._heap) < 100
 
 
 def test_an_idle_key_is_flushed_beside_a_busy_one() -> None:

@@ -230,10 +230,18 @@ def test_each_option_can_be_changed(worker: BatchWorker) -> None:
 def test_options_that_do_not_go_together(worker: BatchWorker, caplog: Any) -> None:
     """The last good ones stay, until they do."""
     task: Any = worker.task
-    task.flush_weight = "bytes"
+    measured: list[str] = []
+
+    def weigh(request: Any) -> int:
+        measured.append(request.id)
+        return 2
+
+    task.flush_weight = weigh
     send(worker, 1)
     (line,) = errors_in(caplog)
-    assert "flush_weight is 'bytes', but it has no effect alone" in line
+    assert "flush_weight is" in line
+    assert "it has no effect alone. Set for example flush_max_weight=" in line
+    assert measured == []
     task.flush_max_weight = 1
     send(worker, 1)
     assert worker.batches == [("weight", ["id-0"]), ("weight", ["id-1"])]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from celery_batches import testing
 from celery_batches.worker.allowance import MOST_FILLING
 from celery_batches.worker.bootstep import BatchesStep
 from kit.batch_worker import BatchWorker
@@ -146,6 +147,21 @@ def test_a_batch_knows_its_key_and_weight(make: Any) -> None:
     send(worker, "a", "b", "a")
     (batch,) = batches
     assert (batch.trigger, batch.key, batch.weight, len(batch)) == ("weight", "a", 4, 2)
+
+
+def test_a_body_knows_the_key_and_weight_of_its_batch(app: Any) -> None:
+    """As `self.batch`, from the buffer to the pool."""
+    seen: list[Any] = []
+
+    def body(self: Any, requests: Any) -> None:
+        seen.append((self.batch.trigger, self.batch.key, self.batch.weight))
+
+    options = {"flush_key": "account", "flush_weight": lambda request: 2, "flush_max_weight": 4}
+    with testing.BatchWorker(make_task(app, body, bind=True, flush_every=9, **options)) as worker:
+        for key in "aba":
+            worker.send(kwargs={"account": key})
+        worker.advance(30)
+    assert seen == [("weight", "a", 4.0), ("interval", "b", 2.0)]
 
 
 def test_a_batch_leaves_before_one_of_its_requests_expires(make: Any) -> None:
