@@ -1,42 +1,70 @@
-"""Checks the values of the options of a batch task. Runs wherever one is defined."""
+"""Checks the options of a batch task. Runs wherever one is defined."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Callable
+from functools import partial
 from math import isfinite
-from numbers import Real
 from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.time import rate
 
+from .flush_values import (
+    check_flush_every,
+    check_flush_idle,
+    check_flush_interval,
+    check_flush_keys,
+    check_flush_max_weight,
+    check_flush_weight,
+    check_idle_and_interval,
+    check_weights,
+)
+
 __all__ = (
-    "FLUSH_EVERY",
-    "FLUSH_INTERVAL",
     "OPTIONS",
     "check_bisect_on_failure",
-    "check_flush_every",
-    "check_flush_interval",
     "check_key",
+    "check_options",
     "check_rate_limit",
     "check_return_results",
     "check_unique_keep",
     "is_computed",
 )
 
-#: The default number of requests in a full batch.
-FLUSH_EVERY = 10
-
-#: The default number of seconds that a request waits for its batch to fill.
-FLUSH_INTERVAL = 30
-
 #: The options of batches.
 OPTIONS = frozenset(
     (
-        *("flush_every", "flush_interval", "return_results", "bisect_on_failure"),
+        *("flush_every", "flush_interval", "flush_idle", "flush_key", "flush_keys"),
+        *("flush_weight", "flush_max_weight", "return_results", "bisect_on_failure"),
         *("unique_key", "unique_keep"),
     )
 )
+
+
+def check_options(task_name: str, task: Any) -> None:
+    """Check all options of a task class. Those that it computes are checked when they are read.
+
+    Raises:
+        celery.exceptions.ImproperlyConfigured: If one of them, or two together, cannot work.
+    """
+    for option, check in CHECKS.items():
+        value = getattr(task, option)
+        if not is_computed(value):
+            check(task_name, value=value)
+    if not vars(task).get("abstract"):
+        _check_together(task_name, task)
+
+
+def _check_together(task_name: str, task: Any) -> None:
+    """Check the options that have an effect together only. Those of a base class may be a part."""
+    interval, idle = task.flush_interval, task.flush_idle
+    if not (is_computed(interval) or is_computed(idle)):
+        seconds = check_flush_interval(task_name, interval)
+        check_idle_and_interval(task_name, check_flush_idle(task_name, idle), seconds)
+    weight, max_weight = task.flush_weight, task.flush_max_weight
+    if not (is_computed(weight) or is_computed(max_weight)):
+        check_weights(task_name, weight, max_weight)
 
 
 def is_computed(value: object) -> bool:
@@ -61,37 +89,6 @@ def check_rate_limit(task_name: str, value: object) -> None:
             f'second or a string such as "10/s", "100/m" or "1000/h". Set for example '
             f'rate_limit="100/m".'
         )
-
-
-def check_flush_every(task_name: str, value: object) -> int:
-    """Check ``flush_every`` and return it.
-
-    Raises:
-        celery.exceptions.ImproperlyConfigured: If it is not an int of at least 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ImproperlyConfigured(
-            f"Task {task_name!r}: flush_every is {value!r}, but it must be an int of at least 1: "
-            f"the number of requests in a full batch. Set for example flush_every=100."
-        )
-    return value
-
-
-def check_flush_interval(task_name: str, value: object) -> float:
-    """Check ``flush_interval`` and return it in seconds.
-
-    Raises:
-        celery.exceptions.ImproperlyConfigured: If it is not a finite number of seconds above 0, or
-            a timedelta of that length.
-    """
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not _is_wait(seconds):
-        raise ImproperlyConfigured(
-            f"Task {task_name!r}: flush_interval is {value!r}, but it must be a number of seconds "
-            f"above 0 or a datetime.timedelta: how long a request waits for its batch to fill. "
-            f"Set for example flush_interval=10."
-        )
-    return float(seconds)
 
 
 def check_return_results(task_name: str, value: object) -> bool:
@@ -167,5 +164,18 @@ def _is_rate(batches: Any) -> bool:
     return batches >= 0 and isfinite(batches)
 
 
-def _is_wait(seconds: Any) -> bool:
-    return bool(seconds > 0) and isfinite(seconds)
+#: The check of each option.
+CHECKS: dict[str, Callable[..., object]] = {
+    "flush_every": check_flush_every,
+    "flush_interval": check_flush_interval,
+    "flush_idle": check_flush_idle,
+    "flush_key": partial(check_key, option="flush_key"),
+    "flush_keys": check_flush_keys,
+    "flush_weight": check_flush_weight,
+    "flush_max_weight": check_flush_max_weight,
+    "rate_limit": check_rate_limit,
+    "return_results": check_return_results,
+    "bisect_on_failure": check_bisect_on_failure,
+    "unique_key": partial(check_key, option="unique_key"),
+    "unique_keep": check_unique_keep,
+}

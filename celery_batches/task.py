@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.result import EagerResult
@@ -13,18 +12,8 @@ from kombu.utils.uuid import uuid
 
 from .client.methods import SendingMethods
 from .definition import REMOVED, check_body, check_names, check_removed, may_be_async
-from .options import (
-    FLUSH_EVERY,
-    FLUSH_INTERVAL,
-    check_bisect_on_failure,
-    check_flush_every,
-    check_flush_interval,
-    check_key,
-    check_rate_limit,
-    check_return_results,
-    check_unique_keep,
-    is_computed,
-)
+from .flush_values import FLUSH_EVERY, FLUSH_INTERVAL, FLUSH_KEYS, check_flush_interval
+from .options import check_options
 from .pool.body import keep_body
 from .pool.body_methods import NO_BATCH, BodyMethods
 from .request import SimpleRequest
@@ -69,6 +58,29 @@ class Batches(BodyMethods, SendingMethods, UnsupportedMethods):
     #: The worker reads it for each request. So it may be a property, and you may set it while the
     #: worker runs.
     flush_interval: float | timedelta = FLUSH_INTERVAL
+
+    #: A batch is flushed when no call has come for so long: seconds or a ``datetime.timedelta``,
+    #: below ``flush_interval``. ``None`` means never. With ``flush_key``, each key has its own.
+    flush_idle: float | timedelta | None = None
+
+    #: A callable that takes a request and returns its key, or the name of a keyword argument. A
+    #: batch has requests of one key only, and each key has its own ``flush_every`` and
+    #: ``flush_interval``. The worker calls it for each request, in its main process, so it must be
+    #: quick. If it raises, or returns a key that cannot be hashed, that call alone fails.
+    flush_key: Callable[[SimpleRequest], Hashable] | str | None = None
+
+    #: The most keys that are buffered at a time, an int of at least 1. When a call of one more
+    #: comes, the key that has waited longest is flushed.
+    flush_keys: int = FLUSH_KEYS
+
+    #: A callable that takes a request and returns its weight, a number of at least 0; or
+    #: ``"bytes"`` for the size of its message, as the broker has it. It runs where ``flush_key``
+    #: does. Set ``flush_max_weight`` with it.
+    flush_weight: Callable[[SimpleRequest], float] | str | None = None
+
+    #: The most weight of a batch, a number above 0. A call that would exceed it is in the next
+    #: batch. A call that is heavier is alone in its batch, and the worker logs a warning.
+    flush_max_weight: float | None = None
 
     #: Whether the body returns the results, as a list or tuple with one item for each request, in
     #: order, or as a dict by request id. An item that is an exception fails its request, or retries
@@ -125,17 +137,7 @@ class Batches(BodyMethods, SendingMethods, UnsupportedMethods):
     @classmethod
     def _check_options(cls) -> None:
         name = cls.name or f"{cls.__module__}.{cls.__qualname__}"
-        for value, check in (
-            (cls.flush_every, check_flush_every),
-            (cls.flush_interval, check_flush_interval),
-            (cls.rate_limit, check_rate_limit),
-            (cls.return_results, check_return_results),
-            (cls.bisect_on_failure, check_bisect_on_failure),
-            (cls.unique_key, partial(check_key, option="unique_key")),
-            (cls.unique_keep, check_unique_keep),
-        ):
-            if not is_computed(value):
-                check(name, value=value)
+        check_options(name, cls)
         check_names(name, cls)
         check_body(name, cls)
         check_removed(cls)

@@ -1,19 +1,18 @@
-"""Decides when a batch is full or due. Pure. Used in the main process."""
+"""Decides when one batch is full or due. Pure. Used in the main process."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Generic, Literal, TypeVar, overload
+from typing import Generic, TypeVar, overload
 
-__all__ = ("Batch", "Buffer", "Limits", "Trigger")
+from .rules import NOTHING, Facts, Limits, Trigger
+
+__all__ = ("Batch", "Buffer", "Buffered")
 
 T = TypeVar("T")
-
-#: Why a batch was flushed.
-Trigger = Literal["size", "interval", "manual", "shutdown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +22,14 @@ class Batch(Sequence[T]):
     Attributes:
         items: The items, in the order in which they arrived. Never empty.
         trigger: Why they were flushed.
+        key: The key that all of them have.
+        weight: Their weight together, or None if there is no limit of it.
     """
 
     items: tuple[T, ...]
     trigger: Trigger
+    key: Hashable = None
+    weight: float | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -43,43 +46,72 @@ class Batch(Sequence[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """When a batch is flushed.
+class Buffered(Generic[T]):
+    """An item that waits, with its arrival and its facts."""
 
-    Attributes:
-        flush_every: The number of items in a full batch, at least 1.
-        flush_interval: Seconds that an item may wait, more than 0.
-    """
-
-    flush_every: int
-    flush_interval: float
+    arrival: float
+    item: T
+    facts: Facts = NOTHING
 
 
 class Buffer(Generic[T]):
-    """Collects items until a batch is full or the oldest item has waited long enough.
+    """Collects items of one key until a batch is full or due, as its rules say.
 
     All times are in seconds of one monotonic clock, which the caller owns.
 
-    Attributes:
-        limits: When a batch is flushed. The caller may replace them at any time. New limits also
-            apply to items that are buffered already.
+    Arguments:
+        limits: The rules. The caller may replace them at any time. New limits also apply to items
+            that are buffered already.
+        key: The key of all items.
     """
 
-    __slots__ = ("_arrivals", "_items", "limits")
+    __slots__ = (
+        "_arrivals",
+        "_closed_by",
+        "_facts",
+        "_items",
+        "_limits",
+        "_size",
+        "_weight",
+        "flush_by",
+        "key",
+        "newest",
+    )
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, key: Hashable = None) -> None:
+        self.key = key
+        self._limits = limits
         self._items: list[T] = []
         #: The arrival time of each item, the oldest first.
         self._arrivals: list[float] = []
+        self._facts: list[Facts] = []
+        #: The size and the weight of the batch that leaves next: the oldest items.
+        self._size = 0
+        self._weight = 0.0
+        #: Why that batch takes no more items, or None if it does.
+        self._closed_by: Trigger | None = None
+        #: When the last item came.
+        self.newest = -inf
+        #: The earliest time by which an item is flushed, since it expires.
+        self.flush_by = inf
 
     def __len__(self) -> int:
         return len(self._items)
 
     @property
+    def limits(self) -> Limits:
+        """The rules by which batches are flushed."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        self._measure()
+
+    @property
     def is_full(self) -> bool:
-        """Whether there are enough items for a full batch."""
-        return len(self._items) >= self.limits.flush_every
+        """Whether there is a batch that takes no more items."""
+        return self._closed_by is not None
 
     @property
     def oldest(self) -> float:
@@ -87,62 +119,117 @@ class Buffer(Generic[T]):
         return self._arrivals[0] if self._arrivals else inf
 
     @property
-    def next_wakeup(self) -> float | None:
-        """The time at which `poll` returns a batch, or None while the buffer is empty."""
-        return self._arrivals[0] + self.limits.flush_interval if self._arrivals else None
+    def next_wakeup(self) -> float:
+        """The time at which `poll` returns a batch. Infinite while the buffer is empty."""
+        if not self._items:
+            return inf
+        return min([rule.wakes_at(self) for rule in self._limits.timing])
+
+    @property
+    def due_by(self) -> Trigger:
+        """The trigger of the rule that is due first."""
+        return min(self._limits.timing, key=lambda rule: rule.wakes_at(self)).trigger
 
     def is_due(self, *, now: float) -> bool:
-        """Whether the oldest item has waited `flush_interval`."""
-        wakeup = self.next_wakeup
-        return wakeup is not None and wakeup <= now
+        """Whether the items have waited long enough."""
+        return self.next_wakeup <= now
 
-    def add(self, item: T, *, now: float) -> bool:
-        """Add an item that has just arrived, and return whether there are enough for a full batch.
+    def add(self, item: T, facts: Facts = NOTHING, *, now: float) -> bool:
+        """Add an item that has just arrived, and return whether there is a full batch.
 
         ``now`` must not be before the arrival of any item that is buffered: see `insert`.
         """
         self._items.append(item)
         self._arrivals.append(now)
-        return len(self._items) >= self.limits.flush_every
+        self._facts.append(facts)
+        self.newest = now
+        if facts.flush_by < self.flush_by:
+            self.flush_by = facts.flush_by
+        return self._closed_by is not None or self._extend(facts)
 
-    def insert(self, item: T, *, arrival: float) -> bool:
+    def insert(self, item: T, facts: Facts = NOTHING, *, arrival: float, now: float) -> bool:
         """Add an item that has arrived before, at its place among the items.
 
+        Arguments:
+            item: The item.
+            facts: What the rules need to know of it.
+            arrival: When it arrived first.
+            now: When it has come again.
+
         Returns:
-            Whether there are enough items for a full batch.
+            Whether there is a full batch.
         """
         place = bisect_right(self._arrivals, arrival)
         self._items.insert(place, item)
         self._arrivals.insert(place, arrival)
-        return len(self._items) >= self.limits.flush_every
+        self._facts.insert(place, facts)
+        self.newest = max(self.newest, now)
+        self.flush_by = min(self.flush_by, facts.flush_by)
+        if place < len(self._items) - 1:
+            self._measure()
+        elif self._closed_by is None:
+            self._extend(facts)
+        return self.is_full
+
+    def take(self, trigger: Trigger) -> Batch[T]:
+        """Return the batch that leaves next. The buffer must not be empty.
+
+        Arguments:
+            trigger: Why it leaves, unless it is full.
+        """
+        size = self._size
+        weight = None if self._limits.flush_max_weight is None else self._weight
+        batch = Batch(tuple(self._items[:size]), self._closed_by or trigger, self.key, weight)
+        del self._items[:size], self._arrivals[:size], self._facts[:size]
+        self._measure()
+        return batch
 
     def take_full(self) -> Batch[T] | None:
-        """Return a full batch of the oldest items, or None if there are too few."""
-        return self._emit("size") if self.is_full else None
+        """Return a full batch of the oldest items, or None if there is none."""
+        return None if self._closed_by is None else self.take(self._closed_by)
 
     def poll(self, *, now: float) -> list[Batch[T]]:
-        """Return all items as batches if the oldest has waited `flush_interval`, else nothing."""
-        return self.drain("interval") if self.is_due(now=now) else []
+        """Return all items as batches if they have waited long enough, else nothing."""
+        return self.drain(self.due_by) if self.is_due(now=now) else []
 
     def drain(self, trigger: Trigger = "shutdown") -> list[Batch[T]]:
         """Empty the buffer and return its items as batches to run."""
         batches = []
         while self._items:
-            batches.append(self._emit("size" if self.is_full else trigger))
+            batches.append(self.take(trigger))
         return batches
 
-    def discard(self) -> list[tuple[float, T]]:
-        """Empty the buffer and return its items, which do not run from here, with their arrivals.
+    def discard(self) -> list[Buffered[T]]:
+        """Empty the buffer and return its items, which do not run from here.
 
         They are in the order of their arrival.
         """
-        items, arrivals = self._items, self._arrivals
-        self._items, self._arrivals = [], []
-        return list(zip(arrivals, items, strict=True))
+        waiting = zip(self._arrivals, self._items, self._facts, strict=True)
+        self._items, self._arrivals, self._facts = [], [], []
+        self._measure()
+        return [Buffered(*each) for each in waiting]
 
-    def _emit(self, trigger: Trigger) -> Batch[T]:
-        """Return the oldest items as a batch of at most `flush_every`."""
-        size = self.limits.flush_every
-        batch = Batch(tuple(self._items[:size]), trigger)
-        del self._items[:size], self._arrivals[:size]
-        return batch
+    def _extend(self, facts: Facts) -> bool:
+        """Have the next item join the batch that leaves next, and return whether that is full."""
+        size, weight, limits = self._size, self._weight, self._limits
+        if size:
+            for rule in limits.joining:
+                if not rule.fits(weight, facts):
+                    self._closed_by = rule.trigger
+                    return True
+        self._size = size = size + 1
+        self._weight = weight = weight + facts.weight
+        for closing in limits.closing:
+            if closing.is_full(size, weight):
+                self._closed_by = closing.trigger
+                return True
+        return False
+
+    def _measure(self) -> None:
+        """Find the batch that leaves next, and when an item expires."""
+        self._size, self._weight, self._closed_by = 0, 0.0, None
+        for facts in self._facts:
+            if self._extend(facts):
+                break
+        if self.flush_by < inf:
+            self.flush_by = min([facts.flush_by for facts in self._facts], default=inf)

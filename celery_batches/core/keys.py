@@ -1,12 +1,13 @@
-"""Finds the key of a request. Pure. Used in the pool."""
+"""Finds the key of a request. Pure. Used in the pool and in the main process."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .signatures import required
 
-__all__ = ("key_of",)
+__all__ = ("key_of", "keyword_argument", "plain_function")
 
 
 def key_of(task: Any, option: str, request: Any) -> Any:
@@ -23,14 +24,32 @@ def key_of(task: Any, option: str, request: Any) -> Any:
     """
     how = getattr(task, option)
     if isinstance(how, str):
-        if how not in request.kwargs:
-            raise LookupError(
-                f"Task {task.name!r}: {option} is {how!r}, but the call has no such keyword "
-                f"argument. Call the task as {task.name}.delay({how}=...)"
-            )
-        return request.kwargs[how]
-    function = getattr(how, "__func__", None)
-    # Celery makes an option an attribute of a class, and so a function a method.
-    if function is not None and required(function) < 2:
-        return function(request)
-    return how(request)
+        return keyword_argument(task, option, how, request)
+    return plain_function(how)(request)
+
+
+def keyword_argument(task: Any, option: str, name: str, request: Any) -> Any:
+    """Return the keyword argument of a request that an option names.
+
+    Raises:
+        LookupError: If the call has no such keyword argument.
+    """
+    try:
+        return request.kwargs[name]
+    except LookupError:
+        raise LookupError(
+            f"Task {task.name!r}: {option} is {name!r}, but the call has no such keyword "
+            f"argument. Call the task as {task.name}.delay({name}=...)"
+        ) from None
+
+
+def plain_function(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return the function of an option, which takes the request only.
+
+    Celery makes an option an attribute of a class, and so a function a method.
+    """
+    inner = getattr(function, "__func__", None)
+    if inner is not None and required(inner) < 2:
+        plain: Callable[[Any], Any] = inner
+        return plain
+    return function

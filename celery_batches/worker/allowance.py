@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from celery.utils.log import get_logger
+from kombu.common import PREFETCH_COUNT_MAX
 
 from .interfaces import Consumer
 from .prefetch import Prefetch, prefetch_of
@@ -18,6 +21,11 @@ STATIC = (
 )
 
 
+#: The most messages for batches that fill, if several do: half of a prefetch count in AMQP. The
+#: other half is for batches in the pool, and for other tasks.
+MOST_FILLING: int = (PREFETCH_COUNT_MAX + 1) // 2
+
+
 class BatchAllowance:
     """Messages that the broker may deliver on behalf of one batch task, on top of the budget.
 
@@ -27,12 +35,14 @@ class BatchAllowance:
     """
 
     __slots__ = (
+        "_batches",
         "_consumer",
         "_flush_every",
         "_held",
         "_messages",
         "_prefetch",
         "_static",
+        "_static_room",
         "ahead_until",
     )
 
@@ -40,36 +50,76 @@ class BatchAllowance:
         self._consumer = consumer
         self._flush_every = flush_every
         self._prefetch: Prefetch | None = None
-        self._messages = 0
+        #: The batches that may fill, and the messages for them.
+        self._batches = self._messages = 0
         #: The messages for batches of suspects, and the counter that has them.
         self._held: tuple[Prefetch | None, int] = (None, 0)
-        #: The messages that the broker was asked for once, where it cannot be asked again.
+        #: The messages that the broker was asked for once, where it cannot be asked again, and how
+        #: many of these are for batches that fill.
         self._static: int | None = None
+        self._static_room = 0
         #: The end of the read-ahead, or None while there is none.
         self.ahead_until: float | None = None
 
-    def open(self, batches: int = 1, *, more: int = 0) -> None:
-        """Let the broker deliver a batch, unless it may already.
+    @property
+    def room(self) -> float:
+        """The messages that the broker delivers for batches that fill. Infinite without a limit."""
+        prefetch = self._prefetch
+        if prefetch is None or not prefetch.value:
+            return inf
+        return self._messages if self._static is None else self._static_room
+
+    def reserve(self, batches: int, *, filling: int, more: int = 0) -> None:
+        """Let the broker deliver so much from now on, since it cannot be asked again.
 
         Arguments:
-            batches: The number of batches: more than one where the broker cannot be asked again.
+            batches: The batches that may run or fill.
+            filling: How many of them may fill.
             more: The number of messages beside them.
         """
-        if batches > 1:
-            self._static = 0
-        # A batch of one is an ordinary task to the budget.
+        self._static = 0
         if self._prefetch is None and self._flush_every > 1:
             self._prefetch = prefetch_of(self._consumer)
             if self._prefetch is not None:
-                self._messages = self._flush_every * batches + more
+                running = (batches - filling) * self._flush_every
+                self._static_room = self._messages_of(filling)
+                self._messages = self._static = running + self._static_room + more
                 self._prefetch.make_room(self._messages)
-                if batches > 1:
-                    self._static = self._messages
+
+    def open(self, batches: int = 1) -> None:
+        """Let the broker deliver so many batches that fill, unless it may already.
+
+        Arguments:
+            batches: The number of batches.
+        """
+        # A batch of one is an ordinary task to the budget.
+        if self._static is not None or self._flush_every == 1:
+            return
+        if self._prefetch is None:
+            self._prefetch = prefetch_of(self._consumer)
+        if batches > self._batches:
+            self._set(batches)
+
+    def shrink(self, batches: int) -> None:
+        """Let the broker deliver no more than so many batches that fill."""
+        if self._static is None and batches < self._batches:
+            self._set(batches)
+
+    def _set(self, batches: int) -> None:
+        messages = self._messages_of(batches)
+        if self._prefetch is not None:
+            self._batches = batches
+            if messages != self._messages:
+                self._prefetch.make_room(messages - self._messages)
+                self._messages = messages
+
+    def _messages_of(self, batches: int) -> int:
+        return max(self._flush_every, min(self._flush_every * batches, MOST_FILLING))
 
     def hold(self, messages: int, *, at_least: bool = False) -> None:
         """Let the broker deliver that many messages for batches of suspects, on top of a batch.
 
-        Where the broker cannot be asked again, `open` has asked for them.
+        Where the broker cannot be asked again, `reserve` has asked for them.
 
         Arguments:
             messages: The number of messages. 0 withdraws them.
@@ -96,8 +146,7 @@ class BatchAllowance:
         if flush_every == 1:
             self.close()
             return
-        self._prefetch.make_room(flush_every - self._messages)
-        self._messages = flush_every
+        self._set(self._batches)
         if ahead_until is not None:
             self.start_read_ahead(ahead_until)
 
@@ -129,3 +178,4 @@ class BatchAllowance:
         prefetch, self._prefetch = self._prefetch, None
         if prefetch is not None:
             prefetch.make_room(-self._messages)
+            self._batches = self._messages = 0

@@ -91,6 +91,7 @@ if TYPE_CHECKING:
         task: Batches
         message: Message
         eta: datetime
+        expires: datetime | None
         acknowledged: bool
         delivery_info: Mapping[str, Any]
         time_limits: Any

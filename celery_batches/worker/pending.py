@@ -6,9 +6,12 @@ It combines the buffers, the rate limit, the timer, and the allowance of the pre
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter, itemgetter
+from dataclasses import replace
+from math import inf
 
-from ..core.buffer import Batch, Buffer, Limits
+from ..core.buffer import Batch, Buffer, Buffered
+from ..core.buffers import Buffers
+from ..core.rules import NOTHING, Facts, Limits
 from ..core.suspects import GATHER_SECONDS, LAST_LEVEL, batch_size
 from .allowance import BatchAllowance
 from .interfaces import Consumer
@@ -43,192 +46,185 @@ class PendingRequests:
     ) -> None:
         #: When a batch is flushed. `change` replaces them.
         self.limits = limits
-        #: Full batches leave a buffer at once, unless a rate limit delays them. Suspects have
-        #: buffers of their own, one for each level, so that full batches go on beside them.
-        self._buffers: list[Buffer[MemberRequest]] = [
-            Buffer(level_limits) for level_limits in _limits_of_levels(limits)
-        ]
-        #: The buffer for all other requests.
-        self._buffer = self._buffers[0]
+        #: Batches leave at once when they are full, unless a rate limit delays them.
+        self._buffers: Buffers[MemberRequest] = Buffers(_limits_of_levels(limits))
         self._limit = RateLimit(consumer, task_name)
         self._allowance = BatchAllowance(consumer, limits.flush_every)
         self._is_static = False
         self.timer = FlushTimer(consumer, on_wakeup)
 
     def __len__(self) -> int:
-        return sum(map(len, self._buffers))
+        return len(self._buffers)
 
-    def reserve(self, batches: int, *, suspects: bool) -> None:
+    def reserve(self, batches: int, *, has_keys: bool, suspects: bool) -> None:
         """Let the broker deliver that many batches, where it cannot be asked again.
 
         Arguments:
-            batches: The number of full batches.
+            batches: The number of full batches, one of which fills.
+            has_keys: Whether there is one that fills for each key.
             suspects: Whether it may also deliver suspects beside them.
         """
         self._is_static = True
-        self._allowance.open(batches, more=_room(self._buffers[1:]) if suspects else 0)
+        filling = self.limits.flush_keys if has_keys else 1
+        more = _room_for(_limits_of_levels(self.limits)[1:]) if suspects else 0
+        self._allowance.reserve(batches - 1 + filling, filling=filling, more=more)
 
     def change(self, limits: Limits, *, now: float) -> None:
         """Use these limits from now on, since an option of the task has changed."""
         self.limits = limits
-        for buffer, level_limits in zip(self._buffers, _limits_of_levels(limits), strict=True):
-            buffer.limits = level_limits
+        self._buffers.change(_limits_of_levels(limits))
         self._allowance.resize(limits.flush_every)
-        if any(self._buffers[1:]):
-            self._allowance.hold(self._room_of_suspects)
+        if self._buffers:
+            self._open()
             self._arm(now)  # The next request may go to another buffer.
 
     def warn_of_static_limit(self, task_name: str) -> None:
         """Warn if a batch can no longer fill, since the prefetch count cannot change."""
         self._allowance.warn_of_static_limit(task_name)
 
-    def add(self, request: MemberRequest, *, now: float) -> Sequence[Batch[MemberRequest]]:
-        """Buffer a request, and return the batches to send."""
-        if self._put(request, now):
-            batches = self._take_full()
-            self._arm(now)
-            return batches
-        wakeup, armed_for = self._buffer.next_wakeup, self.timer.wakeup
-        # For most requests, the timer is armed already.
-        if armed_for is None or wakeup is None or wakeup < armed_for:
-            self._arm(now)
-        return ()
+    def add(
+        self, request: MemberRequest, facts: Facts = NOTHING, *, now: float
+    ) -> Sequence[Batch[MemberRequest]]:
+        """Buffer a request, and return the batches to send.
+
+        Arguments:
+            request: The request.
+            facts: What the rules need to know of it.
+            now: The time.
+        """
+        if not self._buffers.add(request, facts, now=now):
+            return ()
+        return self._react(now)
 
     def add_again(
-        self, request: MemberRequest, *, arrival: float, now: float
+        self, request: MemberRequest, facts: Facts = NOTHING, *, arrival: float, now: float
     ) -> Sequence[Batch[MemberRequest]]:
         """Buffer a request that was delivered or buffered before, and return the batches to send.
 
         Arguments:
             request: The request.
+            facts: What the rules need to know of it.
             arrival: When it was buffered first. `flush_interval` counts from there.
             now: The time.
         """
-        self._insert(request, arrival, now)
-        batches = self._take_full()
-        self._arm(now)
-        return batches
+        level = request.suspect_level
+        self._buffers.insert(request, facts, arrival=arrival, now=now, level=level)
+        return self._react(now)
 
-    def take_over(self, requests: Iterable[tuple[float, MemberRequest]], *, now: float) -> None:
+    def take_over(self, requests: Iterable[Buffered[MemberRequest]], *, now: float) -> None:
         """Buffer the requests of another strategy. The timer sends full batches.
 
         Arguments:
-            requests: The requests, with their arrivals.
+            requests: The requests.
             now: The time.
         """
-        for arrival, request in requests:
-            self._insert(request, arrival, now)
+        for each in requests:
+            level = each.item.suspect_level
+            self._buffers.insert(each.item, each.facts, arrival=each.arrival, now=now, level=level)
+        self._open()
         self._arm(now)
 
-    def _insert(self, request: MemberRequest, arrival: float, now: float) -> None:
-        level = request.suspect_level
-        is_full = self._buffers[level].insert(request, arrival=arrival)
-        if level:
-            self._allowance.hold(self._room_of_suspects, at_least=True)
-            return
-        self._allowance.open()
-        if is_full:
-            self._read_ahead(now)
+    def _react(self, now: float) -> Sequence[Batch[MemberRequest]]:
+        """Return the batches to send, since a request has come that may be the last of one."""
+        self._open()
+        if self._buffers.is_full and self._limit.is_off and not self._is_static:
+            self._allowance.start_read_ahead(until=now + READ_AHEAD_SECONDS)
+        batches = self._take(now)
+        self._arm(now)
+        return batches
+
+    def _open(self) -> None:
+        """Have the broker deliver as much as fills the batches of which there are some."""
+        if suspects := self._buffers.suspects:
+            self._allowance.hold(_room_of(suspects), at_least=True)
+        if self._buffers.filling:
+            self._allowance.open(self._batches_to_fill)
+            self._note_room()
+
+    def _note_room(self) -> None:
+        """Set the room for several keys. One key alone has enough, or there is a warning."""
+        self._buffers.room = self._allowance.room if self._buffers.filling > 1 else inf
 
     @property
-    def _room_of_suspects(self) -> int:
-        """The messages that fill the batches of suspects of which there are some."""
-        return _room([buffer for buffer in self._buffers[1:] if buffer])
-
-    def _put(self, request: MemberRequest, now: float) -> bool:
-        """Buffer a request, and return whether there are enough for a full batch."""
-        self._allowance.open()
-        is_full = self._buffer.add(request, now=now)
-        if is_full:
-            self._read_ahead(now)
-        return is_full
-
-    def _read_ahead(self, now: float) -> None:
-        if self._limit.is_off and not self._is_static:
-            self._allowance.start_read_ahead(until=now + READ_AHEAD_SECONDS)
+    def _batches_to_fill(self) -> int:
+        """One for each key. More than one are rounded up, so that the count changes less often."""
+        keys = self._buffers.filling
+        return 1 if keys < 2 else min(1 << (keys - 1).bit_length(), self.limits.flush_keys)
 
     def wake_up(self, *, now: float) -> Sequence[Batch[MemberRequest]]:
         """Return the batches to send when the timer has fired, and arm it again."""
-        batches = self._take_due(now)
+        batches = self._take(now)
         ahead_until = self._allowance.ahead_until
         if ahead_until is not None and ahead_until <= now:
             self._allowance.stop_read_ahead()
         self._arm(now)
-        self._allowance.hold(self._room_of_suspects)
-        if not self._is_static and not self._buffer:
+        self._allowance.hold(_room_of(self._buffers.suspects))
+        if not self._is_static:
             self._shrink(now, just_read_ahead=ahead_until is not None)
         return batches
 
     def _shrink(self, now: float, *, just_read_ahead: bool) -> None:
-        """Close the allowance of an empty buffer, or do so later if it was reading ahead."""
-        if just_read_ahead:
+        """Close the allowance of empty buffers, or do so later if it was reading ahead."""
+        if self._buffers.filling:
+            self._allowance.shrink(self._batches_to_fill)
+            self._note_room()
+        elif just_read_ahead:
             self.timer.arm(now + self.limits.flush_interval)
         else:
             self._allowance.close()
 
-    def close(self) -> list[tuple[float, MemberRequest]]:
+    def close(self) -> list[Buffered[MemberRequest]]:
         """Empty the buffers. Disarm the timer and close the allowance.
 
         Returns:
-            The requests with their arrivals, in the order of these.
+            The requests, in the order of their arrival.
         """
         self.timer.disarm()
         self._allowance.close()
         self._allowance.hold(0)
-        requests = [pair for buffer in self._buffers for pair in buffer.discard()]
-        requests.sort(key=itemgetter(0))
-        return requests
+        return self._buffers.discard()
 
-    def _take_full(self) -> list[Batch[MemberRequest]]:
-        """Return the full batches that the rate limit allows."""
-        batches = []
-        while full := [buffer for buffer in self._buffers if buffer.is_full]:
-            if not self._limit.allows():
-                break
-            batch = _oldest(full).take_full()
-            if batch is not None:
-                batches.append(batch)
-        return batches
+    def _take(self, now: float) -> list[Batch[MemberRequest]]:
+        """Return the batches that are full or due, and that the rate limit allows.
 
-    def _take_due(self, now: float) -> list[Batch[MemberRequest]]:
-        """Return the full batches, and those that have waited for their interval.
-
-        A batch that the rate limit does not allow stays in its buffer and continues to fill.
+        A batch that it does not allow stays in its buffer and continues to fill.
         """
-        batches = self._take_full()
-        while due := [b for b in self._buffers if b.is_due(now=now) and not b.is_full]:
-            if not self._limit.allows():
-                break
-            batches.extend(_oldest(due).poll(now=now))
+        batches = []
+        while (ready := self._buffers.ready(now=now)) is not None and self._limit.allows():
+            batches.append(self._buffers.take(ready))
         return batches
 
     def _arm(self, now: float) -> None:
         """Arm the timer for the next flush, or for the end of the read-ahead."""
-        wakeups = [buffer.next_wakeup for buffer in self._buffers]
-        wakeup = min((at for at in wakeups if at is not None), default=None)
-        is_full = any(buffer.is_full for buffer in self._buffers)
-        if is_full or (wakeup is not None and wakeup <= now):
+        wakeup = self._buffers.next_wakeup
+        if self._buffers.ready(now=now) is not None:
             wakeup = now + self._limit.wait()  # The rate limit delays it.
         ahead_until = self._allowance.ahead_until
         if ahead_until is not None:
-            wakeup = ahead_until if wakeup is None else min(wakeup, ahead_until)
-        if wakeup is not None:
+            wakeup = min(wakeup, ahead_until)
+        if wakeup < inf:
             self.timer.arm(wakeup)
 
 
 def _limits_of_levels(limits: Limits) -> list[Limits]:
     """Return the limits of each level of suspects. Level 0 has those of the task."""
     gather = min(limits.flush_interval, GATHER_SECONDS)
-    levels = range(1, LAST_LEVEL + 1)
-    return [limits, *(Limits(batch_size(level, limits.flush_every), gather) for level in levels)]
+    return [
+        limits,
+        *(
+            replace(
+                limits, flush_every=batch_size(level, limits.flush_every), flush_interval=gather
+            )
+            for level in range(1, LAST_LEVEL + 1)
+        ),
+    ]
 
 
-def _room(buffers: Iterable[Buffer[MemberRequest]]) -> int:
-    """Return the messages that fill these buffers. One that takes one only is never filling."""
-    sizes = [buffer.limits.flush_every for buffer in buffers]
-    return sum(size for size in sizes if size > 1)
+def _room_of(buffers: Iterable[Buffer[MemberRequest]]) -> int:
+    """Return the messages that fill these buffers."""
+    return _room_for([buffer.limits for buffer in buffers])
 
 
-def _oldest(buffers: Iterable[Buffer[MemberRequest]]) -> Buffer[MemberRequest]:
-    """Return the buffer whose oldest request has waited longest."""
-    return min(buffers, key=attrgetter("oldest"))
+def _room_for(limits: Iterable[Limits]) -> int:
+    """Return the messages in batches of these limits. A batch of one is never filling."""
+    return sum(each.flush_every for each in limits if each.flush_every > 1)

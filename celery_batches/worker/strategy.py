@@ -22,26 +22,21 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from celery.exceptions import InvalidTaskError
-from celery.utils.log import get_logger
 from celery.worker import state as worker_state
-from celery.worker.strategy import default as default_strategy
 from kombu import Message
 
-from ..core.buffer import Limits
+from ..core.buffer import Buffered
+from ..core.rules import NOTHING, Facts, Limits
 from ..core.shortcuts import enabled_shortcuts
 from ..transports.amqp_nack import nack_on_reject
-from ..transports.consumer_timeout import warn_of_consumer_timeout
-from ..transports.visibility import warn_of_visibility_timeout
-from .acks import DeferredAck, LeanPromise
-from .checks import MALFORMED_MESSAGE_ERRORS, check_message
+from .broker_limits import warn_of_broker_limits
 from .clock import clock_of
 from .eta import BufferingConsumer
 from .flush_options import FlushOptions
+from .intake import Intake
 from .interfaces import Consumer
 from .member_request import MemberRequest, member_class
 from .pending import PendingRequests
-from .prefetch import warn_of_prefetch_limit
 from .redeliveries import Redeliveries
 from .sender import BatchSender
 
@@ -49,8 +44,6 @@ if TYPE_CHECKING:
     from ..task import Batches
 
 __all__ = ("BatchStrategy", "strategy_of")
-
-logger = get_logger(__name__)
 
 
 class BatchStrategy:
@@ -74,11 +67,9 @@ class BatchStrategy:
         self.task = task
         self.consumer = consumer
         self.connection = consumer.connection
-        self._monotonic = monotonic = clock_of(consumer).monotonic
+        self._clock = clock_of(consumer)
+        self._monotonic = monotonic = self._clock.monotonic
         shortcuts = enabled_shortcuts(app.conf)
-        self._deferred_ack = (
-            DeferredAck.with_shortcuts(shortcuts) if "lean_promises" in shortcuts else None
-        )
         self._nacks = "amqp_nack" in shortcuts
         self.options: FlushOptions = FlushOptions(task, None if old is None else old.options)
         self.sender: BatchSender = BatchSender(
@@ -99,12 +90,8 @@ class BatchStrategy:
         #: The strategy that has taken over the buffer, if the connection is still open.
         self._successor: BatchStrategy | None = None
         task.Request = member_class(task.Request)
-        self._receive = default_strategy(
-            task,
-            app,
-            BufferingConsumer(consumer, self.add, task, self.options),
-            # INFO has one line for each batch. Lines for single requests are for debugging.
-            info=logger.debug,
+        self._receive = Intake(
+            task, app, BufferingConsumer(consumer, self.add, task, self.options), shortcuts
         )
 
     @property
@@ -115,7 +102,11 @@ class BatchStrategy:
     def reserve(self, batches: int) -> None:
         """Let the broker deliver that many batches, where it cannot be asked again."""
         self._reserved = batches
-        self._pending.reserve(batches, suspects=self._may_suspect)
+        self._pending.reserve(
+            batches,
+            has_keys=self.options.measures.key is not None,
+            suspects=self._may_suspect,
+        )
 
     def on_message(
         self,
@@ -132,17 +123,7 @@ class BatchStrategy:
         """
         if self._successor is not None:
             return self._successor.on_message(message, body, ack, reject, callbacks)
-        if message.body is None:
-            message.body = b""  # Celery logs its length.
-        try:
-            check_message(message, body)
-            if self._deferred_ack is not None:
-                ack, reject = self._deferred_ack(ack), LeanPromise(reject)
-            return self._receive(message, body, ack, reject, callbacks)
-        except MALFORMED_MESSAGE_ERRORS as exc:
-            if message.acknowledged:
-                raise
-            raise InvalidTaskError(f"{type(exc).__name__}: {exc}") from exc
+        return self._receive(message, body, ack, reject, callbacks)
 
     def add(self, request: MemberRequest) -> None:
         """Buffer a request that is ready to run."""
@@ -153,6 +134,12 @@ class BatchStrategy:
         limits = self.options.read()  # Outside of the lock, since a property runs code of the user.
         if limits is not self._pending.limits:
             self._change(limits)
+        facts = NOTHING
+        if self.options.has_measures or request.expires is not None:
+            measured = self._facts(request)
+            if measured is None:
+                return
+            facts = measured
         may_be_known = bool(self._remembered or request.delivery_info.get("redelivered"))
         acks_late = may_be_known and bool(self.task.acks_late)
         with self._lock:
@@ -164,9 +151,9 @@ class BatchStrategy:
                     arrival = self.redeliveries.recall(request, acks_late=acks_late, now=now)
                 request.arrival = now if arrival is None else arrival
                 if arrival is None:
-                    batches = self._pending.add(request, now=now)
+                    batches = self._pending.add(request, facts, now=now)
                 else:
-                    batches = self._pending.add_again(request, arrival=arrival, now=now)
+                    batches = self._pending.add_again(request, facts, arrival=arrival, now=now)
         if not is_over:
             for batch in batches:
                 self.sender.flush(batch)
@@ -174,6 +161,17 @@ class BatchStrategy:
             self._successor.add(request)
         else:
             self.release(request)
+
+    def _facts(self, request: MemberRequest) -> Facts | None:
+        """Return what the rules need to know of a request, or None if it has ended."""
+        try:
+            return self.options.measures.facts(request, self._clock)
+        except Exception as exc:
+            if self.lost is None:
+                self.sender.accounts.fail([request], exc)
+            else:
+                self.release(request)
+            return None
 
     @property
     def _is_over(self) -> bool:
@@ -192,12 +190,8 @@ class BatchStrategy:
 
     def warn_of_broker_limits(self) -> None:
         """Warn if a batch cannot fill, or a request may wait too long, with this broker."""
-        limits, budget = self.options.limits, self.consumer.initial_prefetch_count
-        warn_of_prefetch_limit(self.task.name, limits.flush_every, budget)
+        warn_of_broker_limits(self.task, self.consumer, self.options.limits)
         self._pending.warn_of_static_limit(self.task.name)
-        channel = getattr(self.consumer.task_consumer, "channel", None)
-        warn_of_visibility_timeout(self.task, channel, limits.flush_interval)
-        warn_of_consumer_timeout(self.task, self.consumer, limits.flush_interval)
 
     def _on_timer(self, armed_for: float) -> None:
         limits = self.options.read()
@@ -220,12 +214,12 @@ class BatchStrategy:
                 to.sender.share_jobs(self.sender)
                 to._take_over(self._close(successor=to), self._reserved)
 
-    def _take_over(self, requests: Sequence[tuple[float, MemberRequest]], reserved: int) -> None:
+    def _take_over(self, requests: Sequence[Buffered[MemberRequest]], reserved: int) -> None:
         """Buffer the requests of another strategy. Called under the lock."""
         if reserved:
             self.reserve(reserved)
-        for _, request in requests:
-            request.strategy = self
+        for each in requests:
+            each.item.strategy = self
         # The timer sends full batches. Celery does not have this strategy yet, and sending may
         # block.
         self._pending.take_over(requests, now=self._monotonic())
@@ -244,11 +238,11 @@ class BatchStrategy:
             self._requeues = requeue
             requests = [] if self._retired else self._close()
         # The newest first, so that the broker redelivers the oldest first.
-        for arrival, request in reversed(requests):
-            self.release(request, arrival=arrival)
-        return [request for _, request in requests]
+        for each in reversed(requests):
+            self.release(each.item, arrival=each.arrival)
+        return [each.item for each in requests]
 
-    def _close(self, successor: BatchStrategy | None = None) -> list[tuple[float, MemberRequest]]:
+    def _close(self, successor: BatchStrategy | None = None) -> list[Buffered[MemberRequest]]:
         """Close the buffer, and return its requests with their arrivals. Called under the lock."""
         self._successor = successor
         # Set last, since other threads read it without the lock before they read the successor.

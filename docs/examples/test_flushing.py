@@ -53,7 +53,8 @@ def test_a_call_with_a_countdown_does_not_fill_a_batch(worker):
     assert later.state == "SUCCESS"
 
 
-def test_a_call_that_is_too_late_does_not_run(worker):
-    late = worker.send(("tea",), expires=5)
-    worker.advance(10)
-    assert (late.state, worker.batches) == ("REVOKED", [])
+def test_a_batch_leaves_before_a_call_expires(worker):
+    call = worker.send(("tea",), expires=5)
+    worker.advance(4)
+    (batch,) = worker.batches
+    assert (batch.trigger, call.result) == ("expires", 3)

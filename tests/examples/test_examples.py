@@ -195,6 +195,32 @@ def test_bulk_insert_does_not_insert_a_call_twice(load):
     assert rows_of(example, "SELECT * FROM reading") == [("the-id", "a", 1)]
 
 
+def test_per_tenant_writes_the_rows_of_one_tenant_at_a_time(load, tmp_path):
+    """Each batch opens one database, and each database has its own rows."""
+    example = load("per_tenant", DIRECTORY=str(tmp_path))
+    with running_worker(example.app) as runs:
+        for value in range(600):
+            example.import_rows.delay(tenant=f"tenant-{value % 3}", value=value)
+        expected = {(states.SUCCESS, f"200 rows of tenant-{number}") for number in range(3)}
+        assert {runs.get(timeout=DEADLINE) for _ in range(3)} == expected
+        assert runs.empty()
+    for number in range(3):
+        with closing(sqlite3.connect(tmp_path / f"tenant-{number}.db")) as db:
+            rows = db.execute("SELECT value FROM row ORDER BY value").fetchall()
+        assert rows == [(value,) for value in range(number, 600, 3)]
+
+
+def test_bulk_upload_stays_within_a_megabyte(load, capsys):
+    """Documents of 50 kB each: as many as fit are sent in one request."""
+    example = load("bulk_upload")
+    with running_worker(example.app) as runs:
+        capsys.readouterr()
+        example.main()
+        assert [runs.get(timeout=DEADLINE)[0] for _ in range(5)] == [states.SUCCESS] * 5
+        sizes = [int(line.split()[2]) for line in capsys.readouterr().out.splitlines()]
+    assert all(900_000 < size < 1_000_000 for size in sizes)
+
+
 @pytest.mark.postgresql
 def test_one_bad_row_fails_its_call_alone(load, monkeypatch, postgresql_url, capsys):
     """19 rows are stored, one caller gets the database's error: by two options, and no code."""

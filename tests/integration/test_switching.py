@@ -4,6 +4,7 @@ The table in `docs/switching.rst` says in words what `BEFORE` and `AFTER` say he
 """
 
 import sys
+from datetime import datetime, timedelta, timezone
 from threading import Thread
 
 import pytest
@@ -72,7 +73,8 @@ def test_what_changes(package, expected, redis_url, deploy):
                 module.handled.delay(outcome)
         for i in range(3):
             module.identified.delay(i)
-        module.patient.apply_async((0,), expires=0.2)
+        past = datetime.now(timezone.utc) - timedelta(seconds=1)
+        module.patient.apply_async((0,), expires=past)
         module.patient.apply_async((1,))
         for i in range(24):
             module.filling.delay(i)

@@ -45,6 +45,12 @@ BAD = [
     *(("bisect_on_failure", value) for value in (None, 1, "ValueError", [KeyError], int, (int,))),
     *(("bisect_on_failure", value) for value in (KeyboardInterrupt, KeyError("x"))),
     *(("unique_key", value) for value in (1, "not a name", "", [], ("a",))),
+    *(("flush_idle", value) for value in BAD_INTERVAL if value is not None),
+    *(("flush_idle", value) for value in (30, 31.5)),
+    *(("flush_key", value) for value in (1, "not a name", "", [], ("a",))),
+    *(("flush_keys", value) for value in BAD_EVERY),
+    *(("flush_weight", value) for value in (1, "Bytes", "size", "", ["bytes"])),
+    *(("flush_max_weight", value) for value in (0, -1, "10", True, float("nan"), float("inf"))),
     *(("unique_keep", value) for value in (None, "newest", 1, True)),
     *(("return_results", value) for value in (None, 0, 1, "yes", [])),
 ]
@@ -68,7 +74,7 @@ def check_message(error: pytest.ExceptionInfo[Any], task: str, option: str, valu
     assert task in text, "which task"
     assert option in text, "which option"
     assert repr(value) in text, "which value"
-    assert f"Set for example {option}=" in text, "what to do"
+    assert "Set for example flush_" in text or f"Set for example {option}=" in text, "what to do"
 
 
 def test_the_documented_defaults(app: Any) -> None:
@@ -110,6 +116,40 @@ def test_bad_in_task_annotations(app: Any, option: str, value: Any) -> None:
         def bad(requests: Any) -> None: ...
 
     check_message(error, "unit.bad", option, value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "other"),
+    [("flush_weight", "bytes", "flush_max_weight"), ("flush_max_weight", 9, "flush_weight")],
+)
+def test_a_weight_needs_its_limit(app: Any, option: str, value: Any, other: str) -> None:
+    """One without the other has no effect, so it is refused; a base class may have one of them."""
+    with pytest.raises(ImproperlyConfigured) as error:
+
+        @app.task(base=Batches, name="unit.bad", lazy=False, **{option: value})
+        def bad(requests: Any) -> None: ...
+
+    check_message(error, "unit.bad", option, value=value)
+    assert f"Set for example {other}=" in str(error.value)
+    base = type("Base", (Batches,), {option: value, "abstract": True, "__module__": "unit"})
+    options = {"flush_weight": len, "flush_max_weight": 5, option: value}
+
+    @app.task(base=base, name="unit.good", lazy=False, **options)
+    def good(requests: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("flush_idle", value) for value in (None, 0.5, 29, timedelta(seconds=1))),
+        *(("flush_key", value) for value in (None, "account", len)),
+        ("flush_keys", 1),
+    ],
+    ids=repr,
+)
+def test_good_flush_options(app: Any, option: str, value: Any) -> None:
+    @app.task(base=Batches, name="unit.good", lazy=False, **{option: value})
+    def good(requests: Any) -> None: ...
 
 
 @pytest.mark.parametrize("value", [1, 2, 10**6])

@@ -52,11 +52,6 @@ def gated(requests):
     settle(requests)
 
 
-@app.task
-def last():
-    return "the last"
-
-
 @signals.task_received.connect
 def on_received(request, **kwargs):
     report("received", id=request.id)

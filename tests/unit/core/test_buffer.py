@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError
+from math import inf
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from celery_batches.core.buffer import Batch, Buffer, Limits
+from celery_batches.core.buffer import Batch, Buffer, Buffered
+from celery_batches.core.rules import Limits
 
 LIMITS = st.builds(
     Limits,
@@ -39,8 +41,8 @@ class BufferMachine(RuleBasedStateMachine):
         return self.buffer.limits
 
     @property
-    def due(self) -> float | None:
-        return self.model[0][1] + self.limits.flush_interval if self.model else None
+    def due(self) -> float:
+        return self.model[0][1] + self.limits.flush_interval if self.model else inf
 
     def take(self, batch: Batch[int], trigger: str) -> None:
         """The oldest items have left: as many as a batch may have, or all there are."""
@@ -82,24 +84,24 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def wait_until_wakeup(self) -> None:
-        if self.buffer.next_wakeup is not None:
+        if self.buffer.next_wakeup < inf:
             self.now = max(self.now, self.buffer.next_wakeup)
 
     @rule()
     def poll(self) -> None:
         due = self.due
         batches = self.buffer.poll(now=self.now)
-        if due is not None and self.now >= due:
+        if self.now >= due:
             self.take_all(batches, "interval")
         else:
             assert batches == [], "a batch was emitted before it was due"
-        assert self.due is None or self.due > self.now, "something overdue is left"
+        assert self.due > self.now, "something overdue is left"
         assert self.buffer.poll(now=self.now) == [], "a repeated poll found more"
 
     @rule(fraction=st.floats(0, 0.999))
     def poll_before_wakeup(self, fraction: float) -> None:
         wakeup = self.buffer.next_wakeup
-        if wakeup is not None and self.now < wakeup:
+        if self.now < wakeup < inf:
             early = self.now + (wakeup - self.now) * fraction
             if early < wakeup:
                 assert self.buffer.poll(now=early) == []
@@ -111,7 +113,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def discard(self) -> None:
-        items = [item for _, item in self.buffer.discard()]
+        items = [each.item for each in self.buffer.discard()]
         assert items == [item for item, _ in self.model]
         self.discarded += items
         self.model = []
@@ -151,7 +153,7 @@ def test_flush_every_of_one_never_waits() -> None:
     buffer: Buffer[str] = Buffer(Limits(1, 10))
     assert buffer.add("a", now=0)
     assert buffer.take_full() == Batch(("a",), "size")
-    assert buffer.next_wakeup is None
+    assert buffer.next_wakeup == inf
 
 
 def test_full_batches_that_wait() -> None:
@@ -224,7 +226,7 @@ def test_drain_says_shutdown_by_itself() -> None:
     buffer.add("a", now=0)
     assert buffer.drain() == [Batch(("a",), "shutdown")]
     assert buffer.drain() == []
-    assert buffer.next_wakeup is None
+    assert buffer.next_wakeup == inf
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9))), LIMITS)
@@ -238,21 +240,23 @@ def test_an_item_that_has_arrived_before_takes_its_place(
         now = float(item)
         arrival = now - before if is_again else now
         model.append((arrival, item))
-        add = buffer.insert(item, arrival=now - before) if is_again else buffer.add(item, now=now)
-        assert add == buffer.is_full == (len(model) >= limits.flush_every)
+        is_full = (
+            buffer.insert(item, arrival=arrival, now=now) if is_again else buffer.add(item, now=now)
+        )
+        assert is_full == buffer.is_full == (len(model) >= limits.flush_every)
         oldest = min(at for at, _ in model)
         assert buffer.oldest == oldest
         assert buffer.next_wakeup == oldest + limits.flush_interval
         assert buffer.is_due(now=now) == (oldest + limits.flush_interval <= now)
-    assert buffer.discard() == sorted(model)
-    assert buffer.oldest == float("inf")
+    assert buffer.discard() == [Buffered(*each) for each in sorted(model)]
+    assert buffer.oldest == inf
 
 
 def test_discard_forgets() -> None:
     """What is discarded is returned, and never comes out of the buffer again."""
     buffer: Buffer[str] = Buffer(Limits(9, 10))
     buffer.add("a", now=0)
-    assert buffer.discard() == [(0, "a")]
+    assert buffer.discard() == [Buffered(0, "a")]
     assert (buffer.discard(), buffer.drain(), buffer.poll(now=1e9)) == ([], [], [])
 
 

@@ -124,6 +124,11 @@ def test_properties_of_a_subclass(app: Any, clock: Clock) -> None:
 
 
 BAD = [("flush_every", value) for value in (0, -1, "6", None, 2.5, True)]
+BAD += [("flush_idle", value) for value in (0, -1, "6", 10, timedelta(minutes=1))]
+BAD += [("flush_key", value) for value in (0, "not a name", ["a"])]
+BAD += [("flush_keys", value) for value in (0, "6", None, 2.5)]
+BAD += [("flush_weight", value) for value in ("Bytes", 1)]
+BAD += [("flush_max_weight", value) for value in (0, "6", float("inf"))]
 BAD += [("flush_interval", value) for value in (0, -1, "6", None, float("nan"), timedelta(0))]
 
 
@@ -189,6 +194,58 @@ def test_a_property_that_raises(app: Any, clock: Clock, caplog: Any) -> None:
     worker.task.broken = False
     send(worker, 2)
     assert sizes(worker) == [10, 2]
+
+
+def test_each_option_can_be_changed(worker: BatchWorker) -> None:
+    """It holds from the next request on; what is buffered keeps its key."""
+    task: Any = worker.task
+    task.flush_every = 99
+    send(worker, 2)
+    task.flush_idle = 2
+    send(worker, 1)
+    worker.advance(2)
+    assert worker.batches == [("idle", ["id-0", "id-1", "id-2"])]
+    send(worker, 1)
+    task.flush_key = lambda request: request.args[0] % 2
+    send(worker, 2)
+    task.flush_keys = 1
+    send(worker, 1)
+    worker.advance(0)
+    assert [ids for trigger, ids in worker.batches[1:] if trigger == "keys"] == [
+        *(["id-3"], ["id-4", "id-6"]),
+    ]
+    task.flush_key = None
+    task.flush_weight, task.flush_max_weight = (lambda request: 2), 3
+    send(worker, 2)
+    assert worker.batches[-1] == ("weight", ["id-7"])
+    task.flush_max_weight = 4
+    send(worker, 1)
+    assert worker.batches[-1] == ("weight", ["id-8", "id-9"])
+    task.flush_weight = task.flush_max_weight = None
+    send(worker, 5)
+    worker.advance(2)
+    assert worker.batches[-1] == ("idle", [f"id-{i}" for i in range(10, 15)])
+
+
+def test_options_that_do_not_go_together(worker: BatchWorker, caplog: Any) -> None:
+    """The last good ones stay, until they do."""
+    task: Any = worker.task
+    measured: list[str] = []
+
+    def weigh(request: Any) -> int:
+        measured.append(request.id)
+        return 2
+
+    task.flush_weight = weigh
+    send(worker, 1)
+    (line,) = errors_in(caplog)
+    assert "flush_weight is" in line
+    assert "it has no effect alone. Set for example flush_max_weight=" in line
+    assert measured == []
+    task.flush_max_weight = 1
+    send(worker, 1)
+    assert worker.batches == [("weight", ["id-0"]), ("weight", ["id-1"])]
+    assert len(errors_in(caplog)) == 1
 
 
 def test_a_function_is_no_property(app: Any) -> None:

@@ -175,7 +175,7 @@ def is_reloaded_while_a_batch_goes(world: StagedWorker) -> None:
     [
         (
             is_reloaded_while_one_comes,
-            (BatchStrategy.add, PendingRequests.add, PendingRequests._put),
+            (BatchStrategy.add, PendingRequests.add),
         ),
         (
             is_reloaded_while_a_batch_goes,

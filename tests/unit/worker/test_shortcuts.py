@@ -71,8 +71,8 @@ def deliver(app: Any, setting: Any) -> tuple[Any, Any, Any]:
         for call in (message.ack_log_error, message.reject_log_error)
     ]
     strategy(message, None, *given, [])
-    ((_, request),) = strategy.__self__._pending._buffer.discard()
-    return request, *given
+    (buffered,) = strategy.__self__._pending.close()
+    return buffered.item, *given
 
 
 def test_celerys_promises_are_kept_lean(app: Celery) -> None:

@@ -71,7 +71,8 @@ def test_a_worker_that_stops_sends_its_buffer_back(worker: BatchWorker, state: i
     consumer.task_consumer.cancel = lambda: said.append("cancel")
     for _ in range(2):
         worker.send()
-    for request in worker.strategy._pending._buffer._items:
+    (buffer,) = worker.strategy._pending._buffers
+    for request in buffer._items:
         request.message.reject_log_error = lambda *args, id=request.id: said.append(
             f"{id} {args[-1]}"
         )
