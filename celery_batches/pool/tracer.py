@@ -154,14 +154,16 @@ def _tracer_of(batch: BatchRun) -> Tracer:
 
 def _request_dict(batch: BatchRun) -> dict[str, Any]:
     """Return the context of a batch: ``self.request`` in its body."""
-    counts = [(request.request_dict or {}).get("retries") or 0 for request in batch.active]
+    # With older versions of Celery, a message may claim what is no number.
+    counts = [(request.request_dict or {}).get("retries") for request in batch.active]
+    retries = max(count if isinstance(count, int) else 0 for count in counts)
     return {
         "id": batch.id,
         "task": batch.task.name,
         "root_id": batch.id,
         "argsrepr": f"(<list of {len(batch.active)} requests>,)",
         "kwargsrepr": "{}",
-        "retries": min(max(counts), MOST_RETRIES),
+        "retries": min(retries, MOST_RETRIES),
         "hostname": batch.hostname,
         "loglevel": batch.loglevel,
         "logfile": batch.logfile,

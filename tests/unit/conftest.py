@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, _state
+from celery import Celery, _state, signals
 from celery.backends.cache import _DUMMY_CLIENT_CACHE
 from celery.worker import state as worker_state
 from hypothesis import settings
@@ -23,11 +23,14 @@ def app() -> Iterator[Celery]:
     before = _state._tls.current_app
     # Tasks are shared with every app that comes later, unless that is undone.
     shared = set(_state._on_app_finalizers)
+    # To Celery before 5.4, the same method of two objects is one receiver.
+    receivers = list(signals.before_task_publish.receivers)
     app = Celery("unit", broker="memory://", backend="cache+memory://")
     app.conf.task_store_eager_result = False
     app.set_current()
     yield app
     app.close()
+    signals.before_task_publish.receivers[:] = receivers
     _DUMMY_CLIENT_CACHE.clear()
     _state._set_current_app(before)
     _state._on_app_finalizers.intersection_update(shared)

@@ -13,7 +13,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from celery.app.trace import build_tracer
+from celery.backends.database.models import ResultModelBase
 from celery.result import AsyncResult
+from sqlalchemy import create_engine
 
 from celery_batches.pool.trace import trace_batch
 from celery_batches.testing import make_request
@@ -55,7 +57,12 @@ VALUES = {**TAKEN, **REFUSED}
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "redis":
         return str(request.getfixturevalue("redis_url"))
-    return {"memory": "cache+memory://", "database": f"db+sqlite:///{tmp_path}/db"}[request.param]
+    if request.param == "memory":
+        return "cache+memory://"
+    # Celery before 5.4 makes the tables of the first database of a process only.
+    url = f"sqlite:///{tmp_path}/db"
+    ResultModelBase.metadata.create_all(create_engine(url))
+    return f"db+{url}"
 
 
 def test_each_value_is_stored_or_refused_as_that_of_an_ordinary_task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -378,7 +379,9 @@ def test_a_body_that_was_cancelled_fails(app: Any, what: str) -> None:
     assert world.states == ["SUCCESS", "FAILURE", "FAILURE"]
     error = exceptions(reports)[1]
     assert isinstance(error, RuntimeError)
-    assert "Task 'unit.click': its body was cancelled: CancelledError('by itself')" in str(error)
+    # Python 3.10 forgets why.
+    why = "'by itself'" if sys.version_info >= (3, 11) else ""
+    assert f"Task 'unit.click': its body was cancelled: CancelledError({why})" in str(error)
 
 
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="nothing")

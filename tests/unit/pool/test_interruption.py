@@ -248,7 +248,7 @@ def test_a_limit_that_is_reached_as_the_body_ends(app: Any) -> None:
 
 
 def test_a_limit_that_is_reached_before_the_body_starts() -> None:
-    """It does not run."""
+    """It does not run. Python 3.10 forgets which cancellation it was."""
     seen: list[str] = []
 
     async def body() -> None:
@@ -257,7 +257,7 @@ def test_a_limit_that_is_reached_before_the_body_starts() -> None:
     interruptible = Interruptible(body())
     assert interruptible.strike(None)
     task = interruptible.start(loop_of_thread(), "unit.click")
-    with pytest.raises(SoftTimeLimitExceeded):
+    with pytest.raises((SoftTimeLimitExceeded, asyncio.CancelledError)):
         loop_of_thread().run_until_complete(task)
     assert seen == []
 
