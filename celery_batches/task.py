@@ -11,6 +11,7 @@ from celery.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from .client.methods import SendingMethods
+from .core.keys import keep_partials
 from .definition import REMOVED, check_body, check_names, check_removed, may_be_async
 from .flush_values import FLUSH_EVERY, FLUSH_INTERVAL, FLUSH_KEYS, check_flush_interval
 from .options import check_options
@@ -102,6 +103,7 @@ class Batches(BodyMethods, SendingMethods, UnsupportedMethods):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        keep_partials(cls, ("flush_key", "flush_weight", "unique_key"))
         cls._check_options()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Batches:

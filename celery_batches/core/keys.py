@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from .signatures import required
 
-__all__ = ("key_of", "keyword_argument", "plain_function")
+__all__ = ("keep_partials", "key_of", "keyword_argument", "plain_function")
 
 
 def key_of(task: Any, option: str, request: Any) -> Any:
@@ -53,3 +54,15 @@ def plain_function(function: Callable[..., Any]) -> Callable[[Any], Any]:
         plain: Callable[[Any], Any] = inner
         return plain
     return function
+
+
+def keep_partials(task: type, options: Iterable[str]) -> None:
+    """Have options that are partials stay what they are.
+
+    As attributes of a class they become methods in Python 3.14. Python 3.13 warns of that whenever
+    one is read.
+    """
+    for option in options:
+        value = vars(task).get(option)
+        if isinstance(value, partial):
+            setattr(task, option, staticmethod(value))

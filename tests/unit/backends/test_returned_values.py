@@ -16,6 +16,7 @@ from celery.app.trace import build_tracer
 from celery.backends.database.models import ResultModelBase
 from celery.result import AsyncResult
 from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
 from celery_batches.pool.trace import trace_batch
 from celery_batches.testing import make_request
@@ -61,7 +62,8 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return "cache+memory://"
     # Celery before 5.4 makes the tables of the first database of a process only.
     url = f"sqlite:///{tmp_path}/db"
-    ResultModelBase.metadata.create_all(create_engine(url))
+    engine = create_engine(url, poolclass=NullPool)
+    ResultModelBase.metadata.create_all(engine)
     return f"db+{url}"
 
 
