@@ -75,6 +75,9 @@ class CrashSite:
             "result_chord_retry_interval": 0.3,
             "broker_connection_max_retries": None,
         }
+        if config.broker == "rabbitmq":
+            # Without it, RabbitMQ may drop what was published just before a connection is cut.
+            options["broker_transport_options"] = {"confirm_publish": True}
         if url.startswith("redis"):
             self._backend = Proxy(url).__enter__()
         with _loading:  # It changes what is global.

@@ -20,6 +20,7 @@ def test_a_setting_that_makes_no_sense_stops_the_worker(redis_url, deploy, capsy
     (line,) = [line for line in log.splitlines() if line.startswith(said)]
     known = line.partition("names: ")[2].split(", ")
     assert known == [
-        *("amqp_acks", "amqp_frames", "amqp_nack", "amqp_prefetch", "amqp_reader"),
-        *("bulk_results", "hard_limit", "lean_promises", "redis_acks"),
+        *("amqp_acks", "amqp_frames", "amqp_nack", "amqp_prefetch", "amqp_publish"),
+        *("amqp_reader", "bulk_results", "hard_limit", "lean_promises", "message_templates"),
+        *("redis_acks", "redis_publish"),
     ]

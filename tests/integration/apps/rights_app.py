@@ -33,10 +33,10 @@ def ordinary_body(self, what):
 
 
 for mode, options in {"early": {}, "late": {"acks_late": True}}.items():
-    app.task(name=f"batch_{mode}", base=Batches, flush_every=3, flush_interval=2, **options)(
-        batch_body
-    )
-    app.task(name=f"ordinary_{mode}", bind=True, throws=(Failure,), **options)(ordinary_body)
+    options["throws"] = (Failure,)  # Known, so no error in the log.
+    batches = {"base": Batches, "flush_every": 3, "flush_interval": 2}
+    app.task(name=f"batch_{mode}", **batches, **options)(batch_body)
+    app.task(name=f"ordinary_{mode}", bind=True, **options)(ordinary_body)
 
 
 @app.task(name="total")
