@@ -197,7 +197,7 @@ class Case:
         control = replace(self.control(), nth=1, config=config)
         found = [replace(control, point="body returned", mode="plain")]
         published = PUBLISHED.get(self.mode)
-        if published is not None and self.way in ("process killed", "worker killed"):
+        if published is not None and self.way != "backend away":
             found.append(replace(control, point=f"{published} published: after"))
         return found
 
