@@ -38,12 +38,7 @@ def check_flush_every(task_name: str, value: object) -> int:
     Raises:
         celery.exceptions.ImproperlyConfigured: If it is not an int of at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ImproperlyConfigured(
-            f"Task {task_name!r}: flush_every is {value!r}, but it must be an int of at least 1: "
-            f"the number of requests in a full batch. Set for example flush_every=100."
-        )
-    return value
+    return _check_count(task_name, "flush_every", value, "the number of requests in a full batch")
 
 
 def check_flush_interval(task_name: str, value: object) -> float:
@@ -107,12 +102,8 @@ def check_flush_keys(task_name: str, value: object) -> int:
     Raises:
         celery.exceptions.ImproperlyConfigured: If it is not an int of at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ImproperlyConfigured(
-            f"Task {task_name!r}: flush_keys is {value!r}, but it must be an int of at least 1: "
-            f"the most keys of which calls are buffered at a time. Set for example flush_keys=100."
-        )
-    return value
+    what = "the most keys of which calls are buffered at a time"
+    return _check_count(task_name, "flush_keys", value, what)
 
 
 def check_flush_weight(task_name: str, value: object) -> None:
@@ -161,6 +152,15 @@ def check_weights(task_name: str, weight: object, max_weight: object) -> None:
             f"Task {task_name!r}: {given} is {value!r}, but it has no effect alone. "
             f"Set for example {other} as well."
         )
+
+
+def _check_count(task_name: str, option: str, value: object, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ImproperlyConfigured(
+            f"Task {task_name!r}: {option} is {value!r}, but it must be an int of at least 1: "
+            f"{what}. Set for example {option}=100."
+        )
+    return value
 
 
 def _is_positive(number: Any) -> bool:

@@ -40,6 +40,14 @@ def test_each_way_and_acknowledgement_meet_every_configuration(way, acks):
     assert {case.mode for case in mine} >= set(MODES)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_retry_is_compared_with_one_that_was_sent_by_an_ordinary_task(way):
+    """Unless only its result backend was away."""
+    case = replace(CASE, point="retry published: before", way=way, mode="retry")
+    points = {neighbour.point for neighbour in case.neighbours()}
+    assert ("retry published: after" in points) is (way != "backend away")
+
+
 def worse(case, fate, *ordinary, chord=None):
     """Return what is worse with a batch in which one call has this fate."""
     results = {case: Result(case, fates=[WELL, fate], chord=chord)}

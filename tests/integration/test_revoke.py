@@ -116,6 +116,7 @@ def test_what_is_revoked_or_expires_while_its_batch_waits_for_a_process_is_left_
         site.reports.expect("received", 8)
         ask(site.app.control.revoke, worker, revoked.id)
         ask(site.app.control.revoke, worker, terminated.id, terminate=True, signal="SIGKILL")
+        # No event tells that a moment has passed, and the only process is kept busy.
         time.sleep((moment - datetime.now(timezone.utc)).total_seconds() + 0.1)
         gate.write_text("now")
         assert [call.get(timeout=30) for call in running] == [0, 2]
